@@ -37,7 +37,7 @@ class Pyramid(nn.Module):
         lowest, low, high, highest = maps
         return [self.up_4(lowest), self.up_2(low), high, self.down_2(highest)]
 
-# %% ../../nbs/36_models.heads.ipynb #3ce69af8
+# %% ../../nbs/36_models.heads.ipynb #d09464f3
 class Segmenter(nn.Module):
     """Classify every pixel from the features of an encoder."""
 
@@ -67,6 +67,10 @@ class Segmenter(nn.Module):
         valid: Tensor | None = None,  # (B, H, W) bool, True where observed; everywhere when None
     ) -> Tensor:  # (B, K, H, W) logits
         """Classify every pixel; sizes that no patch fits are padded for the moment."""
+        if self.training and self.head == "upernet" and len(image) < 2:
+            raise ValueError(
+                "UPerNet's batch normalisation learns from at least 2 tiles, got 1. Enlarge the batch, or call eval()."
+            )
         height, width = image.shape[-2:]
         image, valid = pad_to_multiple(image, valid, self.encoder.patch_size)
         if self.head == "linear":

@@ -32,7 +32,7 @@ def valid_statistics(
     variance = ((patches - mean) ** 2 * valid).sum(dim=2, keepdim=True) / (count - 1).clamp(min=1)
     return mean, (variance + 1e-6).sqrt()
 
-# %% ../../nbs/33_models.mae.ipynb #cc4616b5
+# %% ../../nbs/33_models.mae.ipynb #a4e07558
 class MAE(nn.Module):
     """Predict the hidden patches of an image from the visible ones (He et al. 2021, arXiv 2111.06377)."""
 
@@ -49,8 +49,13 @@ class MAE(nn.Module):
         super().__init__()
         if masking not in ("random", "block"):
             raise ValueError(f"there is no masking {masking!r}. Choose random or block.")
+        if not 0 < mask_ratio < 1:
+            raise ValueError(f"expected a mask ratio, the fraction of patches hidden, in (0, 1); got {mask_ratio}.")
         if decoder_width % decoder_heads:
-            raise ValueError(f"decoder_width {decoder_width} is not divisible by decoder_heads {decoder_heads}.")
+            raise ValueError(
+                f"expected a decoder_width divisible by decoder_heads, got {decoder_width} and {decoder_heads}. "
+                "Change one of them."
+            )
         self.mask_ratio, self.masking, self.norm_pix = mask_ratio, masking, norm_pix
         self.encoder = encoder
         self.decoder_embed = nn.Linear(encoder.width, decoder_width)

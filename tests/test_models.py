@@ -1,0 +1,407 @@
+"""What every model keeps to: any channels, any rectangle, no influence of what was not observed."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from sarfm.models.heads import Segmenter, build_unet
+from sarfm.models.mae import MAE, valid_statistics
+from sarfm.models.masking import block_mask, random_mask, split_mask, visible_count
+from sarfm.models.tokens import pad_to_multiple, patchify, sincos_position, take_tokens, token_validity, unpatchify
+from sarfm.models.vit import ENCODERS, Attention, Block, Encoder, attended, build_encoder
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def small_mae(channels=2, patch_size=8, seed=0, **options):
+    torch.manual_seed(seed)
+    return MAE(Encoder(channels, patch_size, 32, 2, 2), 16, 2, 2, **options)
+
+
+def with_gap(batch=2, channels=2, height=32, width=48, seed=0):
+    """A batch with one patch without, and several with few, valid pixels."""
+    image = torch.randn(batch, channels, height, width, generator=seeded(seed))
+    valid = torch.rand(batch, height, width, generator=seeded(seed + 1)) > 0.2
+    valid[:, :8, 8:16] = False
+    valid[0, 16:, :20] = False
+    return image, valid
+
+
+# tokens
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    channels=st.integers(1, 13),
+    patch_size=st.integers(1, 7),
+    rows=st.integers(1, 5),
+    cols=st.integers(1, 5),
+    batch=st.integers(1, 3),
+)
+def test_patchify_and_back_is_exact(channels, patch_size, rows, cols, batch):
+    image = torch.randn(batch, channels, rows * patch_size, cols * patch_size)
+    tokens = patchify(image, patch_size)
+    assert tokens.shape == (batch, rows * cols, patch_size**2 * channels)
+    assert torch.equal(unpatchify(tokens, patch_size, *image.shape[-2:]), image)
+    row, col, channel = rows - 1, cols // 2, channels - 1
+    one = image[0, channel, row * patch_size : (row + 1) * patch_size, col * patch_size : (col + 1) * patch_size]
+    assert torch.equal(tokens[0, row * cols + col].view(patch_size, patch_size, channels)[:, :, channel], one)
+
+
+def test_sizes_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="30 x 32 px.*pad_to_multiple"):
+        patchify(torch.zeros(1, 2, 30, 32), 8)
+    with pytest.raises(ValueError, match="got"):
+        unpatchify(torch.zeros(1, 5, 64), 8, 16, 16)
+
+
+def test_position_is_the_published_formula():
+    rows, cols, width = 3, 5, 16
+    place = sincos_position(width, rows, cols).numpy()
+    omega = 1 / 10_000 ** (np.arange(width // 4) / (width // 4))
+    for row, col in itertools.product(range(rows), range(cols)):
+        expected = np.concatenate([np.sin(col * omega), np.cos(col * omega), np.sin(row * omega), np.cos(row * omega)])
+        np.testing.assert_allclose(place[row * cols + col], expected, atol=1e-6)
+
+
+def test_position_is_interpolated_over_the_trained_grid():
+    assert torch.equal(sincos_position(16, 4, 6, grid=(4, 6)), sincos_position(16, 4, 6))
+    fine = sincos_position(64, 12, 12, grid=(4, 4)).view(12, 12, 64)
+    coarse = sincos_position(64, 4, 4).view(4, 4, 64)
+    assert torch.allclose(fine[1::3, 1::3], coarse, atol=1e-6)  # the middle of three fine patches is the coarse one
+    table = F.interpolate(coarse.permute(2, 0, 1)[None], size=(12, 12), mode="bilinear")[0].permute(1, 2, 0)
+    slow = slice(8, 16)  # slow waves are nearly straight, so that linear interpolation agrees inside
+    assert torch.allclose(fine[2:-2, 2:-2, slow], table[2:-2, 2:-2, slow], atol=0.02)
+
+
+def test_an_encoder_takes_other_sizes_than_it_was_trained_on():
+    encoder = Encoder(2, 8, 32, 2, 2, grid=(4, 4))
+    for size in ((32, 32), (64, 24), (8, 80)):
+        assert encoder(torch.randn(1, 2, *size)).shape == (1, size[0] * size[1] // 64, 32)
+
+
+# masks
+
+
+@pytest.mark.parametrize(
+    ("patches", "ratio", "kept"),
+    [
+        (1024, 0.75, 256),
+        (576, 0.60, 230),
+        (576, 0.65, 201),
+        (576, 0.70, 172),
+        (576, 0.75, 144),
+        (576, 0.80, 115),
+        (576, 0.85, 86),
+        (576, 0.90, 57),
+        (784, 0.75, 196),
+    ],
+)
+def test_keep_counts(patches, ratio, kept):
+    assert visible_count(patches, ratio) == kept
+    side = math.isqrt(patches)
+    for mask in (random_mask(3, patches, ratio, seeded()), block_mask(3, side, side, ratio, seeded())):
+        assert mask.dtype is torch.bool and ((~mask).sum(dim=1) == kept).all()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5, 1.5, 75, float("nan")])
+def test_ratios_outside_are_refused(ratio):
+    with pytest.raises(ValueError, match="mask ratio"):
+        random_mask(1, 16, ratio)
+
+
+def test_a_ratio_that_leaves_nothing_is_refused():
+    with pytest.raises(ValueError, match="leaves none of 4 patches"):
+        random_mask(1, 4, 0.9)
+
+
+@pytest.mark.parametrize("draw", [random_mask, lambda b, n, *rest: block_mask(b, 8, n // 8, *rest)])
+def test_masks_come_from_their_generator_alone(draw):
+    state = torch.get_rng_state()
+    first, again, other = (draw(4, 64, 0.75, seeded(seed)) for seed in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_every_patch_is_hidden_equally_often():
+    for mask in (random_mask(4000, 24, 0.75, seeded()), block_mask(4000, 4, 6, 0.75, seeded(), None, 2)):
+        assert (mask.float().mean(dim=0) - 0.75).abs().max() < 0.04
+
+
+def test_blocks_are_hidden_together():
+    neighbours = {}
+    for name, mask in {
+        "random": random_mask(200, 256, 0.5, seeded()),
+        "block": block_mask(200, 16, 16, 0.5, seeded()),
+    }.items():
+        square = mask.view(-1, 16, 16)
+        neighbours[name] = (square[:, :, 1:] == square[:, :, :-1]).float().mean()
+    assert neighbours["random"] < 0.55 and neighbours["block"] > 0.8
+
+
+def test_patches_without_data_are_hidden_first():
+    valid = torch.ones(2, 16)
+    valid[0, :5] = 0
+    valid[1, :14] = 0
+    for mask in (random_mask(2, 16, 0.5, seeded(), valid), block_mask(2, 4, 4, 0.5, seeded(), valid)):
+        assert mask[0, :5].all() and mask.sum(dim=1).tolist() == [8, 8]
+        assert not mask[1, 14:].any()  # too few hold data: all of those are seen
+
+
+def test_split_mask_keeps_order_and_refuses_ragged_masks():
+    mask = random_mask(5, 40, 0.6, seeded())
+    visible, hidden = split_mask(mask)
+    for row in range(5):
+        assert visible[row].tolist() == [i for i in range(40) if not mask[row, i]]
+        assert hidden[row].tolist() == [i for i in range(40) if mask[row, i]]
+    mask[0] = ~mask[0]
+    with pytest.raises(ValueError, match=r"in every tile, got \[16, 24\]"):
+        split_mask(mask)
+
+
+# encoder
+
+
+def test_last_tokens_only_equals_all_tokens():
+    torch.manual_seed(0)
+    block, x = Block(32, 4), torch.randn(2, 11, 32)
+    present = attended(torch.rand(2, 11) > 0.3)
+    for mask in (None, present):
+        assert torch.allclose(block(x, mask, last=4), block(x, mask)[:, -4:], atol=1e-6)
+
+
+def test_plain_attention_in_bf16_agrees_with_the_fused_one():
+    torch.manual_seed(0)
+    attention, x = Attention(32, 4), torch.randn(2, 9, 32)
+    present = attended(torch.rand(2, 9) > 0.3)
+    for mask, last in itertools.product((None, present), (None, 3)):
+        exact = attention(x, mask, last)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (attention(x, mask, last).float() - exact).abs().max() < 0.02
+
+
+def test_absent_tokens_are_as_good_as_removed():
+    image, valid = with_gap(batch=1)
+    encoder = build_encoder("vit-nano", 2, 8)
+    there = (token_validity(valid, 8) > 0)[0].nonzero()[:, 0][None]
+    assert 0 < there.shape[1] < 24
+    masked = take_tokens(encoder(image, None, valid), there)
+    assert torch.allclose(masked, encoder(image, there, valid), atol=1e-5)
+
+
+def test_invalid_values_change_no_output():
+    image, valid = with_gap()
+    hostile = image.masked_fill(~valid[:, None], float("nan"))
+    other = image.masked_fill(~valid[:, None], 1e9)
+    encoder = build_encoder("vit-nano", 2, 8)
+    models = {
+        "encoder": encoder,
+        "upernet": Segmenter(encoder, 3).eval(),
+        "linear": Segmenter(encoder, 3, "linear").eval(),
+        "unet": build_unet(2, 3).eval(),
+    }
+    for name, model in models.items():
+        args = (None, valid) if name == "encoder" else (valid,)
+        outputs = [model(x, *args) for x in (image, hostile, other)]
+        assert outputs[0].isfinite().all() and all(torch.equal(outputs[0], o) for o in outputs[1:]), name
+
+
+def test_a_scene_without_any_data_gives_finite_tokens():
+    encoder = build_encoder("vit-nano", 2, 8)
+    image, valid = torch.full((1, 2, 16, 16), float("nan")), torch.zeros(1, 16, 16, dtype=torch.bool)
+    assert encoder(image, None, valid).isfinite().all()
+
+
+def test_features_are_maps_of_four_layers():
+    encoder = Encoder(1, 4, 32, 6, 2)
+    maps = encoder.features(torch.randn(2, 1, 16, 28))
+    assert [tuple(m.shape) for m in maps] == [(2, 32, 4, 7)] * 4
+    one = encoder.features(torch.ones(1, 1, 16, 28), layers=[5])[0]
+    assert torch.allclose(one.flatten(2).transpose(1, 2), encoder(torch.ones(1, 1, 16, 28)), atol=1e-6)
+
+
+def test_encoders_are_known_by_name():
+    sizes = {"vit-nano": 0.8e6, "vit-tiny": 5.4e6, "vit-small": 21.4e6, "vit-base": 85.6e6}
+    for name, expected in sizes.items():
+        count = sum(p.numel() for p in build_encoder(name, 2).parameters())
+        assert abs(count / expected - 1) < 0.1, (name, count)
+    assert set(sizes) < set(ENCODERS)
+    with pytest.raises(ValueError, match="vit-huge"):
+        build_encoder("vit-giant", 2)
+    with pytest.raises(ValueError, match="expected 2 channels, got 3"):
+        build_encoder("vit-nano", 2, 8)(torch.zeros(1, 3, 16, 16))
+
+
+# MAE
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5, 12])
+@pytest.mark.parametrize("size", [(32, 32), (24, 56)])
+@pytest.mark.parametrize("masking", ["random", "block"])
+def test_any_channels_any_rectangle(channels, size, masking):
+    model = small_mae(channels, masking=masking)
+    batch = model.draw({"image": torch.randn(2, channels, *size)}, seeded())
+    loss, parts = model.loss(batch)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert parts["prediction"].shape == (2, int(batch["hidden"][0].sum()), 64 * channels)
+
+
+def test_bf16_autocast_is_near_fp32():
+    image, valid = with_gap()
+    for options in ({}, {"norm_pix": True}):
+        model = small_mae(**options)
+        batch = model.draw({"image": image, "valid": valid}, seeded())
+        exact = model.loss(batch)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, parts = model.loss(batch)
+        loss.backward()
+        assert loss.dtype is torch.float32 and abs(loss - exact) < 0.02 * exact
+
+
+@pytest.mark.parametrize("norm_pix", [False, True])
+def test_invalid_values_change_neither_loss_nor_gradient_nor_picture(norm_pix):
+    image, valid = with_gap()
+    results = []
+    for fill in (0.0, 7.0, float("nan"), float("inf")):
+        model = small_mae(norm_pix=norm_pix)
+        filled = image.masked_fill(~valid[:, None], fill)
+        batch = model.draw({"image": filled, "valid": valid}, seeded())
+        loss = model.loss(batch)[0]
+        loss.backward()
+        pictures = model.reconstruct(filled, valid, batch["hidden"])
+        results.append((loss, model.encoder.embed.weight.grad, *pictures.values()))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a.nan_to_num(-9), b.nan_to_num(-9))
+    assert results[0][0].isfinite()
+
+
+def test_the_loss_is_over_hidden_valid_pixels():
+    image, valid = with_gap()
+    model = small_mae()
+    batch = model.draw({"image": image, "valid": valid}, seeded())
+    loss, _ = model.loss(batch)
+    pictures = model.reconstruct(image, valid, batch["hidden"])
+    hidden = unpatchify(batch["hidden"][:, :, None].expand(-1, -1, 64).float(), 8, 32, 48).bool()[:, 0]
+    counted = (hidden & valid)[:, None].expand_as(image)
+    assert torch.equal(pictures["prediction"].isfinite(), counted)
+    expected = ((pictures["prediction"] - image)[counted] ** 2).mean()
+    assert torch.allclose(loss, expected, atol=1e-6)
+
+
+def test_norm_pix_measures_valid_pixels_only():
+    patches = torch.randn(2, 5, 96)
+    mean, spread = valid_statistics(patches, torch.ones_like(patches))
+    assert torch.allclose(mean, patches.mean(dim=-1, keepdim=True), atol=1e-6)
+    assert torch.allclose(spread, (patches.var(dim=-1, keepdim=True) + 1e-6) ** 0.5, atol=1e-6)
+    weight = (torch.rand(2, 5, 96) > 0.4).float()
+    mean, spread = valid_statistics(patches * weight, weight)
+    for tile, patch in itertools.product(range(2), range(5)):
+        values = patches[tile, patch][weight[tile, patch] > 0]
+        assert torch.allclose(mean[tile, patch, 0], values.mean(), atol=1e-6)
+        assert torch.allclose(spread[tile, patch, 0], (values.var() + 1e-6) ** 0.5, atol=1e-6)
+    assert all(s.isfinite().all() for s in valid_statistics(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4)))
+
+
+def test_a_zero_predictor_scores_one_with_norm_pix():
+    model = small_mae(channels=1, norm_pix=True)
+    for part in model.decoder_head.parameters():
+        part.data.zero_()
+    loss, _ = model.loss(model.draw({"image": 5 + 3 * torch.randn(4, 1, 64, 64)}, seeded()))
+    assert abs(loss.item() - 63 / 64) < 1e-4  # the variance is the unbiased one of 64 pixels
+
+
+@pytest.mark.parametrize("norm_pix", [False, True])
+def test_a_perfect_prediction_gives_the_image_back(norm_pix, monkeypatch):
+    image, valid = with_gap()
+    model = small_mae(norm_pix=norm_pix)
+    batch = model.draw({"image": image, "valid": valid}, seeded())
+    target = model.loss(batch)[1]["target"]
+    monkeypatch.setattr(model, "predict", lambda *_: target)
+    pictures = model.reconstruct(image, valid, batch["hidden"])
+    everywhere = valid[:, None].expand_as(image)
+    assert torch.allclose(pictures["reconstruction"][everywhere], image[everywhere], atol=1e-5)
+    assert pictures["reconstruction"][~everywhere].isnan().all()
+    shown = pictures["masked"].isfinite()
+    assert torch.equal(pictures["masked"][shown], image[shown])
+    assert model.loss(batch)[0] == 0
+
+
+def test_a_batch_without_hidden_data_has_no_loss_and_no_nan():
+    model = small_mae()
+    valid = torch.zeros(2, 32, 32, dtype=torch.bool)
+    batch = model.draw({"image": torch.full((2, 2, 32, 32), float("nan")), "valid": valid}, seeded())
+    loss, _ = model.loss(batch)
+    loss.backward()
+    assert loss == 0 and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_same_seed_gives_the_same_loss_and_another_mask_another():
+    image = torch.randn(2, 2, 32, 32)
+    losses = []
+    for seed in (0, 0, 1):
+        model = small_mae(seed=5)
+        losses.append(model.loss(model.draw({"image": image}, seeded(seed)))[0].item())
+    assert losses[0].hex() == losses[1].hex() and losses[0] != losses[2]
+
+
+def test_unknown_options_are_refused():
+    encoder = build_encoder("vit-nano", 2, 8)
+    with pytest.raises(ValueError, match="Choose random or block"):
+        MAE(encoder, masking="blocks")
+    with pytest.raises(ValueError, match="decoder_heads"):
+        MAE(encoder, decoder_width=100, decoder_heads=16)
+    with pytest.raises(ValueError, match="mask ratio"):
+        MAE(encoder, mask_ratio=1.0)
+
+
+# heads
+
+
+@pytest.mark.parametrize("size", [(32, 32), (50, 61), (24, 8)])
+def test_heads_give_logits_for_every_pixel_of_any_size(size):
+    encoder = build_encoder("vit-nano", 3, 8)
+    for model in (Segmenter(encoder, 5), Segmenter(encoder, 5, "linear"), build_unet(3, 5)):
+        model.eval()
+        logits = model(torch.randn(2, 3, *size), torch.rand(2, *size) > 0.1)
+        assert logits.shape == (2, 5, *size) and logits.isfinite().all() and logits.dtype is torch.float32
+
+
+def test_heads_train_through_to_the_encoder():
+    for head in ("upernet", "linear"):
+        model = Segmenter(build_encoder("vit-nano", 2, 8), 3, head)
+        model(torch.randn(2, 2, 32, 32)).square().mean().backward()
+        assert model.encoder.embed.weight.grad.abs().sum() > 0
+        missing = [name for name, p in model.named_parameters() if p.grad is None]
+        assert not missing, missing
+
+
+def test_padding_is_not_observed():
+    image, valid = pad_to_multiple(torch.ones(1, 2, 5, 8), None, 4)
+    assert image.shape == (1, 2, 8, 8) and valid.sum() == 40 and not valid[0, 5:].any()
+    same, none = pad_to_multiple(image, None, 4)
+    assert same is image and none is None
+
+
+def test_one_tile_at_a_time_is_refused_by_batch_normalisation():
+    model = Segmenter(build_encoder("vit-nano", 2, 8), 3)
+    with pytest.raises(ValueError, match="at least 2 tiles"):
+        model(torch.randn(1, 2, 32, 32))
+    model.eval()(torch.randn(1, 2, 32, 32))
+
+
+def test_unknown_heads_and_networks_are_refused():
+    with pytest.raises(ValueError, match="upernet or linear"):
+        Segmenter(build_encoder("vit-nano", 2, 8), 3, "setr")
+    with pytest.raises(ValueError, match="resnet18"):
+        build_unet(2, 3, "resnet1800")
