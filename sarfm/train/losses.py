@@ -65,7 +65,7 @@ def segmentation_loss(
 
     return loss
 
-# %% ../../nbs/40_train.losses.ipynb #527cb3a2
+# %% ../../nbs/40_train.losses.ipynb #7744c3e0
 CONVENTIONS = ("mae", "last_block")
 
 
@@ -77,18 +77,18 @@ def layer_number(
     """Number the layer that a parameter belongs to."""
     block = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
     after = depth + 1 if convention == "mae" else depth
-    if "encoder." not in name:
+    if not re.search(r"(?:^|\.)encoder\.", name):
         return after
     if block:
         return int(block.group(1)) + 1
     return after if re.search(r"(?:^|\.)(?:fc_)?norm\.", name) else 0
 
-# %% ../../nbs/40_train.losses.ipynb #b662eb32
+# %% ../../nbs/40_train.losses.ipynb #364493ca
 def encoder_depth(
     model: nn.Module,  # holds an `encoder` with `blocks`
 ) -> int:  # number of blocks, L
     """Count the encoder's blocks."""
-    found = [re.search(r"encoder\.(?:.*\.)?blocks\.(\d+)\.", name) for name, _ in model.named_parameters()]
+    found = [re.search(r"(?:^|\.)encoder\.blocks\.(\d+)\.", name) for name, _ in model.named_parameters()]
     numbers = [int(match.group(1)) for match in found if match]
     if not numbers:
         raise ValueError(
