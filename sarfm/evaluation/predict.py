@@ -6,7 +6,7 @@
 __all__ = ['tile_starts', 'blend_window', 'tile_side', 'pad_to', 'predict_bands', 'place_of', 'predict_scene', 'tile_mask',
            'reconstruct_tiles', 'reconstruct_scene', 'denormalised', 'in_db', 'tile_scores']
 
-# %% ../../nbs/53_evaluation.predict.ipynb #4b2ee19e
+# %% ../../nbs/53_evaluation.predict.ipynb #8717de6b
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..data.contract import InputContract
+from ..data.scenes import stack_channels
 from .metrics import reconstruction_scores
 from ..models.mae import MAE
 from ..models.masking import block_mask, random_mask
 from ..models.tokens import token_validity
 from ..sar import to_db
-from ..train.trainer import generator_at
+from ..train.checkpoints import generator_at
 
 # %% ../../nbs/53_evaluation.predict.ipynb #d0b9ae05
 def tile_starts(
@@ -237,14 +238,12 @@ def reconstruct_scene(
         scene.attrs, mask_ratio=ratio, mask_seed=seed, masking=masking, tile_px=side, patch_px=contract.patch_size
     )
 
-# %% ../../nbs/53_evaluation.predict.ipynb #a36f5e9d
+# %% ../../nbs/53_evaluation.predict.ipynb #7c9de837
 def denormalised(
     contract: InputContract,  # names the channels
     scene: xr.Dataset,  # meets the contract
 ) -> xr.DataArray:  # (channel, y, x) in the scene's unit, NaN where not valid
     """Stack a scene's channels with unit, quantity and place."""
-    from sarfm.data.scenes import stack_channels
-
     stacked = stack_channels(scene, contract.channels)
     coords = place_of(scene) | {"channel": contract.channels}
     attrs = {"units": contract.units, "quantity": contract.quantity}
