@@ -46,10 +46,10 @@ def block_names(theirs, ours):
 
 
 def names(depth, decoder_depth):
-    yield ["vit.embeddings.cls_token"], "encoder.class_token"
+    yield ["vit.embeddings.cls_token"], "encoder.embed.class_token"
     yield ["decoder.mask_token"], "mask_token"
     for kind in ("weight", "bias"):
-        yield [f"vit.embeddings.patch_embeddings.projection.{kind}"], f"encoder.embed.{kind}"
+        yield [f"vit.embeddings.patch_embeddings.projection.{kind}"], f"encoder.embed.project.{kind}"
         yield [f"vit.layernorm.{kind}"], f"encoder.norm.{kind}"
         yield [f"decoder.decoder_embed.{kind}"], f"decoder_embed.{kind}"
         yield [f"decoder.decoder_norm.{kind}"], f"decoder_norm.{kind}"
@@ -63,7 +63,7 @@ def names(depth, decoder_depth):
 def in_our_layout(tensors, name):
     joined = torch.cat(tensors)
     # their convolution reads (channel, row, column); our linear layer reads (row, column, channel)
-    return joined.permute(0, 2, 3, 1).flatten(1) if name == "encoder.embed.weight" else joined
+    return joined.permute(0, 2, 3, 1).flatten(1) if name == "encoder.embed.project.weight" else joined
 
 
 def place(table, side):

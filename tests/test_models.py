@@ -279,7 +279,7 @@ def test_invalid_values_change_neither_loss_nor_gradient_nor_picture(norm_pix):
         loss = model.loss(batch)[0]
         loss.backward()
         pictures = model.reconstruct(filled, valid, batch["hidden"])
-        results.append((loss, model.encoder.embed.weight.grad, *pictures.values()))
+        results.append((loss, model.encoder.embed.project.weight.grad, *pictures.values()))
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert torch.equal(a.nan_to_num(-9), b.nan_to_num(-9))
@@ -381,7 +381,7 @@ def test_heads_train_through_to_the_encoder():
     for head in ("upernet", "linear"):
         model = Segmenter(build_encoder("vit-nano", 2, 8), 3, head)
         model(torch.randn(2, 2, 32, 32)).square().mean().backward()
-        assert model.encoder.embed.weight.grad.abs().sum() > 0
+        assert model.encoder.embed.project.weight.grad.abs().sum() > 0
         missing = [name for name, p in model.named_parameters() if p.grad is None]
         assert not missing, missing
 

@@ -52,7 +52,7 @@ def unpatchify(
     tiles = tokens.unflatten(2, (patch_size, patch_size, -1)).unflatten(1, (rows, cols))  # (B, rows, cols, p, p, C)
     return tiles.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # (B, C, H, W)
 
-# %% ../../nbs/30_models.tokens.ipynb #7983b64a
+# %% ../../nbs/30_models.tokens.ipynb #8d5cad09
 def token_validity(
     valid: Tensor,  # (B, H, W) bool, True where observed
     patch_size: int,  # side of a patch in pixels, p
@@ -60,7 +60,7 @@ def token_validity(
     """Measure how much of every patch was observed."""
     return patchify(valid[:, None].float(), patch_size).mean(dim=2)
 
-
+# %% ../../nbs/30_models.tokens.ipynb #78279e68
 def pad_to_multiple(
     image: Tensor,  # (B, C, H, W)
     valid: Tensor | None,  # (B, H, W) bool, True where observed; everywhere when None
@@ -82,7 +82,7 @@ def blank_invalid(
     """Replace what was not observed by zero, the mean of normalised data."""
     return image if valid is None else image.masked_fill(~valid[:, None], 0)
 
-# %% ../../nbs/30_models.tokens.ipynb #17bcfafc
+# %% ../../nbs/30_models.tokens.ipynb #ed9e9f1b
 def sincos_position(
     width: int,  # of a token, D, divisible by 4
     rows: int,  # of patches
@@ -103,7 +103,7 @@ def sincos_position(
     down, across = (axis(n, m) for n, m in zip((rows, cols), grid or (rows, cols), strict=True))
     return torch.cat([across.repeat(rows, 1), down.repeat_interleave(cols, dim=0)], dim=1)
 
-
+# %% ../../nbs/30_models.tokens.ipynb #f44cde2a
 def take_tokens(
     tokens: Tensor,  # (B, N, D), or (N, D) shared by the batch
     indices: Tensor,  # (B, n)

@@ -39,21 +39,22 @@ def build_model(
     except (TypeError, KeyError) as error:
         raise ValueError(f"this configuration does not describe a {kind}: {error}. Got {config}.") from error
 
-# %% ../../nbs/37_models.weights.ipynb #45caa030
+# %% ../../nbs/37_models.weights.ipynb #047aed90
 def check_fit(
     config: dict,  # what a model's config() returned
     contract: "InputContract",  # what the model is to be fed
+    where: str = "this model",  # named in the error
 ) -> None:
     """Refuse an input contract that does not fit the model."""
     inner = config.get("encoder") if isinstance(config.get("encoder"), dict) else config
     if inner["channels"] != len(contract.channels):
         raise ValueError(
-            f"the model takes {inner['channels']} channels, its contract names {len(contract.channels)}: "
+            f"{where} takes {inner['channels']} channels, its contract names {len(contract.channels)}: "
             f"{contract.channels}. Give the contract that the model was trained with."
         )
     if inner.get("patch_size", contract.patch_size) != contract.patch_size:
         raise ValueError(
-            f"the model has patches of {inner['patch_size']} px, its contract says {contract.patch_size}. "
+            f"{where} has patches of {inner['patch_size']} px, its contract says {contract.patch_size}. "
             "Give the contract that the model was trained with."
         )
 
@@ -82,7 +83,7 @@ def save_model(
     write_json(folder / "model.json", card)
     return folder
 
-# %% ../../nbs/37_models.weights.ipynb #e3a935b0
+# %% ../../nbs/37_models.weights.ipynb #837c1911
 def read_card(
     folder: str | Path,  # holds model.json and model.safetensors
 ) -> tuple[dict, "InputContract"]:  # the model's configuration and its input contract
@@ -96,15 +97,18 @@ def read_card(
     card = read_json(card_path)
     missing = {"format", "kind", "config", "contract", "sha256"} - set(card if isinstance(card, dict) else ())
     if missing or card["format"] != 1:
-        raise CorruptData(f"{card_path} is not a model of format 1 (missing: {sorted(missing)}). Save the model again.")
+        raise CorruptData(f"{card_path} is not a model of format 1 (missing: {sorted(missing)}). Save it again.")
     found = sha256(weights_path)
     if found != card["sha256"]:
         raise CorruptData(
             f"{weights_path} is damaged or belongs to another model: expected sha256 {card['sha256']}, got {found}. "
             "Copy both files again from where they came."
         )
-    config, contract = {"kind": card["kind"], **card["config"]}, InputContract.model_validate(card["contract"])
-    check_fit(config, contract)
+    try:
+        config, contract = {"kind": card["kind"], **card["config"]}, InputContract.model_validate(card["contract"])
+        check_fit(config, contract, str(card_path))
+    except (TypeError, KeyError) as error:
+        raise CorruptData(f"{card_path} does not describe a model: {error!r}. Copy it again.") from error
     return config, contract
 
 
