@@ -1,0 +1,168 @@
+"""A training that is killed and continued is the training that wasn't, to the last bit."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TRAINING = '''
+import os, sys, time, traceback
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sarfm.data.contract import InputContract
+from sarfm.data.loading import PatchDataModule
+from sarfm.data.patches import open_store
+from sarfm.models.mae import MAE
+from sarfm.models.vit import Encoder
+from sarfm.train.pretrain import PretrainTask
+from sarfm.train.trainer import fit
+import pandas as pd
+
+
+class Slow(PretrainTask):
+    def training_step(self, batch, batch_index):
+        super().training_step(batch, batch_index)
+        print(self.step, flush=True)
+        time.sleep(self.pause)
+
+
+def train(folder, out, precision, workers, pause):
+    folder, out, workers = Path(folder), Path(out), int(workers)
+    out.mkdir(exist_ok=True)
+    store = open_store(folder / "store.zarr")
+    split = pd.Series(["train"] * (len(store) - 2) + ["val"] * 2)
+    contract = InputContract.fit(store, np.flatnonzero(split == "train"), 8)
+    data = PatchDataModule(store, split, contract, crop=32, batch_size=4, steps_per_epoch=8, workers=workers, seed=3)
+    torch.manual_seed(3)
+    encoder = Encoder(2, patch_size=8, width=32, depth=2, heads=2, drop_path=0.2)
+    method = MAE(encoder, decoder_width=32, decoder_depth=1, decoder_heads=2)
+    task = Slow(method, 1e-3, 0.05, warmup_steps=4, steps=60, seed=3, ema=0.99)
+    task.pause = float(pause)
+    history = fit(
+        task, data, out=out, steps=60, steps_per_epoch=4, accumulate=2, precision=precision, device="cpu",
+        progress=False, validation_batches=1,
+    )
+    columns = ["loss", "grad_norm", "learning_rate", "val_loss"]
+    text = "\\n".join(" ".join(float(v).hex() for v in row) for row in history[columns].to_numpy())
+    (out / "losses.txt").write_text(text)
+    torch.save(list(task.state_dict().values()), out / "weights.pt")
+
+
+def serve():
+    """Fork a training for every line of arguments: the imports are paid once."""
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        if (child := os.fork()) == 0:
+            try:
+                train(*line.split())
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        print("pid", child, flush=True)
+        print("ended", os.waitpid(child, 0)[1], flush=True)
+
+
+if __name__ == "__main__":
+    serve()
+'''
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    import numpy as np
+
+    from sarfm.data.patches import write_store
+    from sarfm.data.scenes import make_scene
+
+    folder = tmp_path_factory.mktemp("resume")
+    generator = np.random.default_rng(0)
+    field = generator.normal(-12, 3, (2, 128, 128)).astype("float32")
+    field[:, 40:50, 40:60] = np.nan
+    scene = make_scene({"vv": field[0], "vh": field[1]}, units="dB", quantity="gamma0")
+    write_store({"made": scene}, folder / "store.zarr", size=32, progress=False)
+    (folder / "training.py").write_text(TRAINING)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(prepared):
+    with open(prepared / "errors.txt", "w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, str(prepared / "training.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        yield process
+        process.stdin.close()
+        process.wait(timeout=30)
+
+
+def training(server, folder, out, precision, workers, kill=None):
+    """Run a training to its end (give its exit status), or kill -9 it shortly after a step."""
+    pause = 0.005 if kill else 0
+    server.stdin.write(f"{folder} {out} {precision} {workers} {pause}\n")
+    server.stdin.flush()
+    child, killed = None, False
+    for line in server.stdout:
+        word, *rest = line.split()
+        if word == "pid":
+            child = int(rest[0])
+        elif word == "ended":
+            return int(rest[0])
+        elif kill and not killed and int(word) >= kill[0]:
+            time.sleep(kill[1])
+            os.kill(child, signal.SIGKILL)
+            killed = True
+    raise AssertionError((folder / "errors.txt").read_text()[-3000:])
+
+
+def outcome(out: Path) -> tuple[list[str], str]:
+    """Read the losses of all steps as hexadecimal, and the checksum of the weights."""
+    import torch
+
+    digest = hashlib.sha256()
+    for tensor in torch.load(out / "weights.pt"):
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return (out / "losses.txt").read_text().splitlines(), digest.hexdigest()
+
+
+def kills_and_resumes(server, prepared, precision, workers, kills, seed):
+    whole, pieces = prepared / f"whole-{precision}-{workers}", prepared / f"pieces-{precision}-{workers}-{seed}"
+    if not (whole / "losses.txt").exists():
+        assert training(server, prepared, whole, precision, workers) == 0, (prepared / "errors.txt").read_text()[-3000:]
+    draw = random.Random(seed)
+    for step in sorted(draw.sample(range(5, 56), kills)):
+        status = training(server, prepared, pieces, precision, workers, (step, draw.uniform(0, 0.04)))
+        assert status == signal.SIGKILL, (prepared / "errors.txt").read_text()[-3000:]
+    assert (pieces / "checkpoints" / "last.ckpt").exists()
+    assert not list(pieces.rglob("*.pt"))
+    assert training(server, prepared, pieces, precision, workers) == 0, (prepared / "errors.txt").read_text()[-3000:]
+    (losses, weights), (expected_losses, expected_weights) = outcome(pieces), outcome(whole)
+    assert len(losses) == 60
+    assert losses == expected_losses
+    assert weights == expected_weights
+
+
+@pytest.mark.parametrize(("precision", "kills"), [("32-true", 3), ("bf16-mixed", 2)])
+def test_killed_training_continues_bit_for_bit(server, prepared, precision, kills):
+    kills_and_resumes(server, prepared, precision, workers=0, kills=kills, seed=7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_many_kills(server, prepared, precision, workers, seed):
+    kills_and_resumes(server, prepared, precision, workers, kills=12 if workers == 0 else 4, seed=seed)
