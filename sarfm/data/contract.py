@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from .scenes import channel_names, spacing_m, stack_channels
 
 from .patches import PatchStore
+from .scenes import channel_names, spacing_m, stack_channels
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,50 @@ def streaming_statistics(
         count = total
     return mean, np.sqrt(squares / max(count, 1)), count
 
-# %% ../../nbs/22_data.contract.ipynb #19f50124
+# %% ../../nbs/22_data.contract.ipynb #5ed344e7
+def _problems(
+    contract: "InputContract",  # what the model takes
+    scene: xr.Dataset,  # a Scene
+    strict_spacing: float,  # largest relative difference of the pixel spacing
+) -> list[str]:  # what is wrong and what to convert
+    """Compare a scene with a contract."""
+    held, found = channel_names(scene), []
+    if missing := [c for c in contract.channels if c not in held]:
+        found.append(f"it has no {missing}, it holds {held}; choose a scene with these channels")
+    for name in dict.fromkeys(c.partition("@")[0] for c in contract.channels if c in held):
+        units, quantity = scene[name].attrs.get("units"), scene[name].attrs.get("quantity")
+        if units != contract.units:
+            convert = "to_db" if contract.units == "dB" else "to_power"
+            found.append(
+                f"{name} is in {units!r}, the model takes {contract.units!r}; convert with scene.sar.{convert}()"
+            )
+        if quantity != contract.quantity:
+            found.append(
+                f"{name} is {quantity}, the model takes {contract.quantity}; calibrate it to {contract.quantity}"
+            )
+    spacing = spacing_m(scene)
+    if spacing and contract.spacing_m and abs(spacing / contract.spacing_m - 1) > strict_spacing:
+        found.append(
+            f"its pixels are {spacing:.4g} m, the model's {contract.spacing_m:.4g} m; resample or multilook it"
+        )
+    return found
+
+
+def _columns(
+    values: list[float],  # one per channel
+    like: "np.ndarray | torch.Tensor",  # (…, C, H, W)
+) -> "np.ndarray | torch.Tensor":  # (C, 1, 1) of the same kind
+    """Shape numbers like an image's channels."""
+    if like.ndim < 3 or like.shape[-3] != len(values):
+        raise ValueError(f"expected {len(values)} channels in dimension -3; got shape {tuple(like.shape)}")
+    column = np.asarray(values, np.float32)[:, None, None]
+    if isinstance(like, np.ndarray):
+        return column
+    import torch
+
+    return torch.from_numpy(column).to(like.device, like.dtype)
+
+# %% ../../nbs/22_data.contract.ipynb #6104ce2c
 class InputContract(BaseModel):
     """State what a model's input is: channels, unit, clip, scale, spacing."""
 
@@ -52,6 +95,7 @@ class InputContract(BaseModel):
     std: list[float]  # of each channel, in that unit, after clipping
     spacing_m: float | None = None  # metres per pixel; None when the data do not say
     patch_size: int = Field(ge=1)  # side of a token of the encoder, px
+    crop_px: int | None = Field(default=None, ge=1)  # side of the training crops, the tile of whole-scene work
 
     @model_validator(mode="after")
     def _fits(self) -> "InputContract":
@@ -70,6 +114,7 @@ class InputContract(BaseModel):
         rows: np.ndarray | list[int],  # patches of the training part, and no others
         patch_size: int,  # side of a token, px
         clip: tuple[float, float] | None = None,  # limits in the store's unit, applied before scaling
+        crop_px: int | None = None,  # side of the training crops, px
     ) -> "InputContract":
         """Take mean and standard deviation from the valid pixels of the training patches."""
         mean, std, count = streaming_statistics(store, rows, clip)
@@ -79,19 +124,8 @@ class InputContract(BaseModel):
             )
         return cls(
             channels=list(store.channels), quantity=store.quantity, units=store.units, clip=clip, mean=mean.tolist(),
-            std=std.tolist(), spacing_m=store.spacing_m, patch_size=patch_size,
+            std=std.tolist(), spacing_m=store.spacing_m, patch_size=patch_size, crop_px=crop_px,
         )  # fmt: skip
-
-    def _scale(self, image: "np.ndarray | torch.Tensor") -> tuple:
-        """Shape mean and std like the image's channels."""
-        if image.ndim < 3 or image.shape[-3] != len(self.channels):
-            raise ValueError(f"expected channels {self.channels} in dimension -3; got shape {tuple(image.shape)}")
-        mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (self.mean, self.std))
-        if isinstance(image, np.ndarray):
-            return mean, std
-        import torch
-
-        return tuple(torch.from_numpy(v).to(image.device, image.dtype) for v in (mean, std))
 
     def normalise(
         self,
@@ -99,22 +133,18 @@ class InputContract(BaseModel):
         valid: "np.ndarray | torch.Tensor | None" = None,  # (…, H, W), True where observed; finite pixels when None
     ) -> "np.ndarray | torch.Tensor":  # the same shape, mean 0 and std 1 over the training pixels, 0 where not valid
         """Clip and scale an image; invalid pixels become 0."""
-        mean, std = self._scale(image)
-        image = image if self.clip is None else image.clip(*self.clip)
-        scaled = (image - mean) / std
-        keep = abs(scaled) < float("inf")  # False for NaN too
+        keep = abs(image) < float("inf")  # False for NaN too
         keep = keep if valid is None else keep & valid[..., None, :, :]
-        if isinstance(image, np.ndarray):
-            return np.where(keep, scaled, np.float32(0))
-        return scaled.where(keep, scaled.new_zeros(()))
+        image = image if self.clip is None else image.clip(*self.clip)
+        scaled = (image - _columns(self.mean, image)) / _columns(self.std, image)
+        return np.where(keep, scaled, np.float32(0)) if isinstance(image, np.ndarray) else scaled.masked_fill(~keep, 0)
 
     def denormalise(
         self,
         image: "np.ndarray | torch.Tensor",  # (…, C, H, W) as a model sees or predicts it
     ) -> "np.ndarray | torch.Tensor":  # in the contract's unit
         """Bring a normalised image back to its unit."""
-        mean, std = self._scale(image)
-        return image * std + mean
+        return image * _columns(self.std, image) + _columns(self.mean, image)
 
     def check(
         self,
@@ -122,27 +152,9 @@ class InputContract(BaseModel):
         strict_spacing: float = 0.25,  # largest relative difference of the pixel spacing
     ) -> None:
         """Refuse a scene that a model would misread, and say what to convert."""
-        name = scene.attrs.get("title") or scene.attrs.get("source_file") or "the scene"
-        held = channel_names(scene)
-        problems = []
-        if missing := [c for c in self.channels if c not in held]:
-            problems.append(f"it has no {missing}, it holds {held}; choose a scene with these channels")
-        for variable in dict.fromkeys(c.split("@")[0] for c in self.channels if c in held):
-            units, quantity = scene[variable].attrs.get("units"), scene[variable].attrs.get("quantity")
-            if units != self.units:
-                convert = {"dB": "scene.sar.to_db()", "1": "scene.sar.to_power()"}.get(self.units, "its units")
-                problems.append(f"{variable} is in {units!r}, the model takes {self.units!r}; convert with {convert}")
-            if quantity != self.quantity:
-                problems.append(
-                    f"{variable} is {quantity}, the model takes {self.quantity}; calibrate it to {self.quantity}"
-                )
-        spacing = spacing_m(scene)
-        if spacing and self.spacing_m and abs(spacing / self.spacing_m - 1) > strict_spacing:
-            problems.append(
-                f"its pixels are {spacing:.4g} m, the model's {self.spacing_m:.4g} m; resample or multilook it"
-            )
-        if problems:
-            raise ValueError(f"{name} does not meet the model's input contract: " + "; ".join(problems))
+        if problems := _problems(self, scene, strict_spacing):
+            name = scene.attrs.get("title") or scene.attrs.get("source") or "the scene"
+            raise ValueError(f"{name} does not meet the model's input contract: {'; '.join(problems)}")
 
     def apply(
         self,

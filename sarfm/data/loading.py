@@ -19,13 +19,15 @@ from .patches import PatchStore
 
 IGNORE = 255  # label of a pixel that no loss and no score counts
 
-# %% ../../nbs/23_data.loading.ipynb #6b21ee20
+# %% ../../nbs/23_data.loading.ipynb #df5460d7
 def remap_table(
     codes: dict[int, str],  # code -> meaning, of a label
-) -> np.ndarray:  # (256,) uint8: code -> class 0 … K-1, 255 for every other code
+) -> np.ndarray:  # class 0 … K-1 at the place of each code, 255 at all others, the last one for codes beyond
     """Number the classes of a label in the order of their codes."""
-    table = np.full(256, IGNORE, np.uint8)
-    known = sorted(c for c in codes if 0 <= c < 255)
+    known = sorted(codes)
+    if not known or known[0] < 0 or len(known) >= IGNORE:
+        raise ValueError(f"expected 1 to 254 codes, none negative; got {known[:5]} … ({len(known)} codes)")
+    table = np.full(known[-1] + 2, IGNORE, np.uint8)
     table[known] = np.arange(len(known))
     return table
 
@@ -39,7 +41,7 @@ def turn(
     array = array[..., ::-1, :] if symmetry & 2 else array
     return array.swapaxes(-1, -2) if symmetry & 4 else array
 
-# %% ../../nbs/23_data.loading.ipynb #7bbade23
+# %% ../../nbs/23_data.loading.ipynb #c9ab82fe
 class CropDataset(Dataset):
     """Draw crops of patches; item k is a pure function of (seed, k)."""
 
@@ -54,7 +56,7 @@ class CropDataset(Dataset):
         label: str | None = None,  # label to return as "mask"; none when None
         augment: bool = True,  # random windows and flips; False: the centre of each patch once
         seed: int = 0,  # of everything that is drawn
-        min_valid: float = 0.5,  # fraction of valid pixels (and, with a label, of labelled ones above 0) wanted
+        min_valid: float = 0.5,  # fraction of a crop that should have been observed, in [0, 1]
     ):
         rows = np.asarray(rows, dtype=np.int64)
         if not 0 < crop <= store.size:
@@ -76,10 +78,8 @@ class CropDataset(Dataset):
             raise ValueError(f"{store.path}: expected patches with valid pixels to draw from; the selection has none")
         self.store, self.rows, self.contract, self.crop = store, rows, contract, crop
         self.label, self.augment, self.seed, self.min_valid = label, augment, seed, min_valid
-        self.classes = (
-            [] if label is None else [store.labels[label][c] for c in sorted(store.labels[label]) if 0 <= c < 255]
-        )
-        self._table = None if label is None else remap_table(store.labels[label])
+        codes = store.labels[label] if label is not None else {}
+        self.classes, self._table = [codes[c] for c in sorted(codes)], remap_table(codes) if codes else None
         self._order = (-1, rows)
 
     def __len__(self) -> int:
@@ -97,37 +97,38 @@ class CropDataset(Dataset):
             self._order = (turn_, np.random.default_rng([self.seed, 1, turn_]).permutation(self.rows))
         return int(self._order[1][place])
 
-    def _window(self, item: int, patch: int) -> tuple[int, int, int]:
-        """Choose top, left and symmetry of a crop, so that enough of it was observed."""
-        room = self.store.size - self.crop
+    def _draw(self, item: int) -> tuple[int, int, int, int]:
+        """Choose patch, top, left and symmetry of an item, so that enough of it was observed."""
+        patch, room = self.patch_of(item), self.store.size - self.crop
         if not self.augment:
-            return room // 2, room // 2, 0
+            return patch, room // 2, room // 2, 0
         generator = np.random.default_rng([self.seed, 2, item])
-        best, chosen = -1.0, (0, 0, 0)
-        whole = self.store.index["valid_fraction"].iat[patch] == 1 and self.label is None
-        valid = None if whole else self.seen(patch)
-        for _ in range(self.DRAWS):
+        best, chosen = -1.0, (patch, 0, 0, 0)
+        for attempt in range(self.DRAWS):
+            if attempt and attempt % 4 == 0:
+                patch = int(self.rows[generator.integers(len(self.rows))])
             top, left, symmetry = generator.integers([room + 1, room + 1, 8]).tolist()
-            share = 1.0 if whole else valid[top : top + self.crop, left : left + self.crop].mean()
-            if share > best:
-                best, chosen = share, (top, left, symmetry)
-            if share >= self.min_valid:
+            seen, useful = self._worth(patch, top, left)
+            if useful > best:
+                best, chosen = useful, (patch, top, left, symmetry)
+            if seen >= self.min_valid and useful > 0:
                 break
         return chosen
 
-    def seen(
-        self,
-        patch: int,  # number of the patch
-    ) -> np.ndarray:  # (p, p) bool: observed, and labelled where a label is asked for
-        """Say which pixels of a patch are of use."""
-        valid = self.store.read(patch, "valid")
+    def _worth(self, patch: int, top: int, left: int) -> tuple[float, float]:
+        """Measure the fraction of a window that was observed, and that was also labelled."""
+        if self.label is None and self.store.index["valid_fraction"].iat[patch] == 1:
+            return 1.0, 1.0
+        window = np.s_[top : top + self.crop, left : left + self.crop]
+        valid = self.store.read(patch, "valid")[window]
         if self.label is None:
-            return valid
-        return valid & (self._classes(self.store.read(patch, f"label_{self.label}")) != IGNORE)
+            return valid.mean(), valid.mean()
+        return valid.mean(), (valid & (self._classes(patch, window) != IGNORE)).mean()
 
-    def _classes(self, codes: np.ndarray) -> np.ndarray:
-        """Turn label codes into class numbers."""
-        return self._table[np.where((codes < 0) | (codes > 255), 255, codes)]
+    def _classes(self, patch: int, window: tuple[slice, slice]) -> np.ndarray:
+        """Read class numbers of a window."""
+        codes, last = self.store.read(patch, f"label_{self.label}")[window], len(self._table) - 1
+        return self._table[np.where((codes < 0) | (codes > last), last, codes)]
 
     def __getitem__(
         self,
@@ -138,20 +139,15 @@ class CropDataset(Dataset):
             raise IndexError(f"items count from 0; got {item}")
         if not self.augment and item >= len(self.rows):
             raise IndexError(f"there are {len(self.rows)} items without augmentation; got {item}")
-        patch = self.patch_of(item)
-        top, left, symmetry = self._window(item, patch)
-
-        def cut(array: str) -> np.ndarray:
-            values = self.store.read(patch, array)[..., top : top + self.crop, left : left + self.crop]
-            return np.ascontiguousarray(turn(values, symmetry))
-
-        image, valid = cut("image"), cut("valid")
-        image = self.contract.normalise(image, valid)
-        out = {"image": torch.from_numpy(image), "valid": torch.from_numpy(valid), "patch": patch}
+        patch, top, left, symmetry = self._draw(item)
+        window = np.s_[top : top + self.crop, left : left + self.crop]
+        valid = self.store.read(patch, "valid")[window]
+        image = self.contract.normalise(self.store.read(patch)[(slice(None), *window)], valid)
+        arrays = {"image": image, "valid": valid}
         if self.label is not None:
-            mask = np.where(valid, self._classes(cut(f"label_{self.label}")), IGNORE)
-            out["mask"] = torch.from_numpy(mask.astype(np.int64))
-        return out
+            arrays["mask"] = np.where(valid, self._classes(patch, window), IGNORE).astype(np.int64)
+        out = {k: torch.from_numpy(turn(v, symmetry).copy()) for k, v in arrays.items()}
+        return {**out, "patch": patch}
 
 # %% ../../nbs/23_data.loading.ipynb #c6a27679
 class StepSampler(Sampler):
