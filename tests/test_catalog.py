@@ -1,0 +1,491 @@
+"""`sarfm.data.catalog` and `sarfm.download`: entries are checked, files are verified, a folder needs only a YAML file."""
+
+import hashlib
+import io
+import json
+import random
+import threading
+import time
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import jsonschema
+import numpy as np
+import pytest
+import rasterio
+import rioxarray  # noqa: F401 (the accessor .rio)
+import yaml
+
+from sarfm.data.catalog import Scenes, check, entry_files, fetch, list_table, open_dataset, show_entry
+from sarfm.data.entries import catalog_names, data_folder, entry_folder, entry_schema, load_entry
+from sarfm.download import download
+from sarfm.files import CorruptData, StoreLocked, carried, lock, read_json, sha256
+
+CONTENT = random.Random(1).randbytes(300_000)
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def own_data_folder(tmp_path, monkeypatch):
+    """Keep the tests out of the user's data folder."""
+    monkeypatch.setenv("SARFM_DATA", str(tmp_path / "sarfm-data"))
+
+
+# ---------------------------------------------------------------- a server that does what it is told
+
+
+class Server(ThreadingHTTPServer):
+    """Serve `content`, with one behaviour per request; the last behaviour stays."""
+
+    def __init__(self, content=CONTENT, behaviours=("good",)):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.behaviours, self.asked = content, list(behaviours), []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/file.bin"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answer as the server's behaviours say."""
+
+    def do_GET(self):
+        server, content = self.server, self.server.content
+        how = server.behaviours.pop(0) if len(server.behaviours) > 1 else server.behaviours[0]
+        asked = self.headers.get("Range")
+        server.asked.append(asked)
+        begin = int(asked[6:-1]) if asked and how != "ignore range" else 0
+        if how.isdigit():
+            return self.send_error(int(how))
+        if how == "wrong range":
+            begin = max(begin - 10, 0)
+        if begin >= len(content):
+            return self.send_error(416)
+        self.send_response(206 if asked and how != "ignore range" else 200)
+        if how != "no length":
+            self.send_header("Content-Length", str(len(content) - begin))
+        if asked and how != "ignore range":
+            self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if how == "hang":
+            time.sleep(3)
+        end = random.Random(begin + len(server.asked)).randint(begin + 1, len(content)) if how == "cut" else len(content)
+        self.wfile.write(content[begin:end])
+
+    def log_message(self, *_):
+        """Stay quiet."""
+
+
+@pytest.fixture
+def serve():
+    """Start servers that end with the test."""
+    servers = []
+
+    def start(*behaviours, content=CONTENT):
+        servers.append(Server(content, behaviours or ("good",)))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def get(server, path, **options):
+    """Download quickly and quietly."""
+    return download(server.url, path, len(CONTENT), options.pop("checksum", DIGEST), pause_s=0.005, progress=False, **options)
+
+
+# ---------------------------------------------------------------- downloads
+
+
+def test_ten_cut_streams_are_resumed(serve, tmp_path):
+    server = serve(*["cut"] * 10, "good")
+    assert get(server, tmp_path / "a.bin").read_bytes() == CONTENT
+    assert all(asked for asked in server.asked[1:]), "every further request asks for the rest only"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+@pytest.mark.parametrize("how", [["cut", "ignore range"], ["cut", "wrong range", "good"], ["500", "503", "cut", "500", "good"], ["no length"], ["cut", "cut", "429", "good"]])
+def test_servers_that_misbehave(serve, tmp_path, how):
+    assert get(serve(*how), tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_a_killed_download_continues_where_it_was(serve, tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(CONTENT[:123_456])
+    server = serve("good")
+    get(server, tmp_path / "a.bin")
+    assert server.asked == ["bytes=123456-"] and sha256(tmp_path / "a.bin") == DIGEST
+
+
+def test_a_part_longer_than_the_file_starts_over(serve, tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(CONTENT + b"more")
+    assert get(serve("good"), tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_a_file_that_is_there_is_not_fetched_again(serve, tmp_path):
+    server = serve("good")
+    get(server, tmp_path / "a.bin")
+    get(server, tmp_path / "a.bin")
+    assert len(server.asked) == 1
+    (tmp_path / "a.bin").write_bytes(b"damaged")
+    get(server, tmp_path / "a.bin")
+    assert sha256(tmp_path / "a.bin") == DIGEST
+
+
+def test_wrong_bytes_are_put_aside_and_never_used(serve, tmp_path):
+    wrong = bytearray(CONTENT)
+    wrong[5] ^= 1
+    with pytest.raises(CorruptData, match=r"a\.bin\.bad.*sha256"):
+        get(serve(content=bytes(wrong)), tmp_path / "a.bin")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin.bad"]
+    get(serve("good"), tmp_path / "a.bin")
+    assert sha256(tmp_path / "a.bin") == DIGEST
+
+
+def test_more_bytes_than_stated_are_refused(serve, tmp_path):
+    with pytest.raises(CorruptData, match="more than the 300000 bytes"):
+        get(serve(content=CONTENT + b"x"), tmp_path / "a.bin")
+    assert not (tmp_path / "a.bin").exists()
+
+
+def test_a_dead_server_gives_up_and_keeps_what_arrived(serve, tmp_path):
+    with pytest.raises(OSError, match=r"broke off 3 times.*run the same command again"):
+        get(serve("cut", "500"), tmp_path / "a.bin", retries=2)
+    assert (tmp_path / "a.bin.part").stat().st_size > 0 and not (tmp_path / "a.bin").exists()
+
+
+def test_a_missing_file_is_reported_at_once(serve, tmp_path):
+    server = serve("404")
+    with pytest.raises(OSError, match="404"):
+        get(server, tmp_path / "a.bin")
+    assert len(server.asked) == 1
+
+
+def test_a_silent_server_times_out_and_is_asked_again(serve, tmp_path):
+    begin = time.monotonic()
+    assert get(serve("hang", "good"), tmp_path / "a.bin", timeout_s=0.3).read_bytes() == CONTENT
+    assert time.monotonic() - begin < 2.5
+
+
+def test_two_downloads_of_one_file_do_not_meet(serve, tmp_path):
+    with lock(tmp_path / "a.bin"), pytest.raises(StoreLocked):
+        get(serve("good"), tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/a", "/etc/passwd", "data:text/plain,x"])
+def test_only_http_is_fetched(tmp_path, url):
+    with pytest.raises(ValueError, match="http or https"):
+        download(url, tmp_path / "a", 1, "0" * 64)
+
+
+# ---------------------------------------------------------------- entries
+
+
+@pytest.mark.parametrize("name", catalog_names())
+def test_every_entry_validates_against_the_exported_schema(name):
+    schema = json.loads((carried("data_catalogs") / "schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(yaml.safe_load((carried("data_catalogs") / f"{name}.yaml").read_text()), schema)
+    entry = load_entry(name)
+    assert entry.id == name and entry.attribution and entry.how_to_get and entry.license
+
+
+def test_exported_schema_is_up_to_date():
+    assert read_json(carried("data_catalogs") / "schema.json") == json.loads(json.dumps(entry_schema())), "run nbs/05_data.entries.ipynb"
+
+
+def test_the_five_systems_are_all_described():
+    assert {system for name in catalog_names() for system in load_entry(name).system} == {1, 2, 3, 4, 5}
+
+
+@pytest.fixture
+def entry():
+    """Give a small valid entry as plain values."""
+    return {
+        "id": "mine", "title": "Mine", "description": "d", "license": "CC0-1.0", "providers": [{"name": "me", "roles": ["producer"]}],
+        "citation": "none", "attribution": "none", "access": "open", "how_to_get": "Ask me.", "readable": True, "sensor": "Sentinel-1",
+        "crs": "none", "spacing_m": 10.0, "bands": [{"name": "vv", "unit": "1", "quantity": "digital_number"}], "splits": "none",
+        "read": {"scenes": "{scene}.png", "polarisations": ["vv"], "units": "1", "quantity": "digital_number", "nodata": 0},
+    }  # fmt: skip
+
+
+def written(folder, entry, name="mine.yaml"):
+    """Write an entry as a file."""
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / name).write_text(yaml.safe_dump(entry))
+    return folder / name
+
+
+ESCAPES = ["../a.png", "/etc/passwd", "a/../../b.png", r"..\a", "C:/a.png", "//proc/self/root/a"]
+
+
+@pytest.mark.parametrize("path", ESCAPES)
+@pytest.mark.parametrize("where", ["files", "scenes", "labels"])
+def test_paths_that_leave_the_folder_are_refused(tmp_path, entry, path, where):
+    entry["labels"] = {"flood": {"description": "d", "classes": {0: {"name": "dry"}}}}
+    if where == "files":
+        entry["files"] = [{"path": path}]
+    elif where == "scenes":
+        entry["read"]["scenes"] = path + "{scene}"
+    else:
+        entry["read"]["labels"] = {"flood": path}
+    with pytest.raises(ValueError, match=r"mine\.yaml is no valid entry.*stays inside"):
+        load_entry(written(tmp_path, entry))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"licence": "CC0"}, "licence"),
+        ({"access": "free"}, "access"),
+        ({"id": "../x"}, "id"),
+        ({"readable": False}, "read"),
+        ({"bands": [{"name": "vv", "unit": "decibel", "quantity": "sigma0"}]}, "unit"),
+        ({"files": [{"path": "a.zip", "url": "http://h/a.zip"}]}, "bytes and sha256"),
+        ({"files": [{"path": "a.zip", "url": "file:///etc/passwd", "bytes": 1, "sha256": "0" * 64}]}, "url"),
+        ({"read": {"scenes": "{orbit}.png"}}, "orbit"),
+        ({"read": {"scenes": "{time}/{scene}.png"}}, "times"),
+        ({"read": {"scenes": "{scene}.png", "labels": {"flood": "m.png"}}}, "flood"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, entry, change, said):
+    with pytest.raises(ValueError, match=said):
+        load_entry(written(tmp_path, entry | change))
+
+
+def test_yaml_that_builds_objects_is_refused(tmp_path):
+    (tmp_path / "evil.yaml").write_text(f"!!python/object/apply:pathlib.Path.touch ['{tmp_path}/canary']")
+    with pytest.raises(ValueError, match=r"evil\.yaml is not plain YAML"):
+        load_entry(tmp_path / "evil.yaml")
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("name", ["nothing", "../borneo", "/etc/passwd"])
+def test_unknown_names_list_the_known_ones(name):
+    with pytest.raises(ValueError, match="borneo"):
+        load_entry(name)
+
+
+def test_a_missing_yaml_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml"):
+        load_entry(tmp_path / "gone.yaml")
+
+
+def test_folders(tmp_path, monkeypatch, entry):
+    assert data_folder() == tmp_path / "sarfm-data"
+    assert entry_folder("ombria") == tmp_path / "sarfm-data" / "ombria"
+    assert entry_folder("ombria", tmp_path) == tmp_path
+    assert entry_folder(written(tmp_path, entry)) == tmp_path
+    monkeypatch.delenv("SARFM_DATA")
+    assert data_folder().name == "sarfm"
+
+
+# ---------------------------------------------------------------- opening
+
+
+def image(path, values):
+    """Write a one-band PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(path, "w", driver="PNG", width=values.shape[1], height=values.shape[0], count=1, dtype="uint8") as file:
+        file.write(values, 1)
+
+
+@pytest.fixture
+def pairs(tmp_path, entry):
+    """Make a folder of three flood pairs and its YAML file."""
+    rng = np.random.default_rng(0)
+    for name in ("b", "a", "c"):
+        for when in ("before", "after"):
+            image(tmp_path / "pairs" / when / f"{name}.png", rng.integers(1, 255, (16, 24), dtype=np.uint8))
+        image(tmp_path / "pairs" / "mask" / f"{name}.png", np.repeat(np.uint8([[0, 7, 255, 255]]), 6, axis=1).repeat(16, axis=0))
+    entry["labels"] = {"flood": {"description": "flooded", "classes": {0: {"name": "dry"}, 1: {"name": "flooded"}}}}
+    entry["read"] |= {"scenes": "{time}/{scene}.png", "times": ["before", "after"], "labels": {"flood": "mask/{scene}.png"}, "recode": {"flood": {255: 1}}}
+    return written(tmp_path / "pairs", entry)
+
+
+def test_a_folder_needs_only_a_yaml_file(pairs):
+    scenes = open_dataset(pairs)
+    assert isinstance(scenes, Scenes) and list(scenes) == ["a", "b", "c"] and "a" in scenes
+    scene = scenes["b"]
+    assert scene.vv.dims == ("time", "y", "x") and scene.time.values.tolist() == ["before", "after"]
+    with rasterio.open(pairs.parent / "after" / "b.png") as raster:
+        assert np.array_equal(scene.vv.sel(time="after"), raster.read(1))
+    assert np.unique(scene.flood).tolist() == [0, 1, 7] and scene.flood.attrs["flag_values"].tolist() == [0, 1]
+    assert scene.attrs["licence"] == "CC0-1.0" and scene.attrs["scene"] == "b" and scene.attrs["spacing_m"] == 10.0
+
+
+def test_opening_reads_nothing_until_asked(pairs):
+    for path in pairs.parent.rglob("c.png"):
+        path.write_bytes(b"not an image")
+    scenes = open_dataset(pairs)
+    assert len(scenes) == 3 and scenes["a"].sizes["x"] == 24
+    with pytest.raises((ValueError, OSError), match=r"c\.png"):
+        scenes["c"]
+
+
+def test_one_file_per_polarisation_in_the_order_of_the_entry(tmp_path, entry):
+    for pol, value in (("VH", 20), ("VV", 10)):
+        image(tmp_path / f"site_{pol}.png", np.full((8, 8), value, np.uint8))
+    entry["bands"].append(entry["bands"][0] | {"name": "vh"})
+    entry["read"] |= {"scenes": "{scene}_{polarisation}.png", "polarisations": ["vh", "vv"]}
+    scene = open_dataset(written(tmp_path, entry))["site"]
+    assert scene.sar.polarisations == ["vh", "vv"] and float(scene.vh[0, 0]) == 20
+    (tmp_path / "site_VV.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"vv.*incomplete"):
+        open_dataset(tmp_path / "mine.yaml")["site"]
+
+
+def test_missing_pieces_are_named(pairs, tmp_path):
+    (pairs.parent / "after" / "a.png").unlink()
+    (pairs.parent / "mask" / "b.png").unlink()
+    image(pairs.parent / "mask" / "c.png", np.zeros((4, 4), np.uint8))
+    scenes = open_dataset(pairs)
+    with pytest.raises(FileNotFoundError, match=r"after.*incomplete"):
+        scenes["a"]
+    with pytest.raises(FileNotFoundError, match=r"label 'flood'.*b\.png"):
+        scenes["b"]
+    with pytest.raises(CorruptData, match=r"c\.png, variable 'flood'"):
+        scenes["c"]
+    with pytest.raises(KeyError, match="has no scene 'z'"):
+        scenes["z"]
+    with pytest.raises(FileNotFoundError, match="Ask me"):
+        open_dataset(pairs, tmp_path / "empty")
+
+
+def test_links_out_of_the_folder_are_refused(pairs, tmp_path):
+    image(tmp_path / "secret.png", np.ones((16, 24), np.uint8))
+    (pairs.parent / "before" / "d.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(ValueError, match="symbolic link"):
+        open_dataset(pairs)
+
+
+def test_the_embedded_sample(tmp_path):
+    scene = open_dataset("borneo")["borneo"]
+    assert dict(scene.sizes) == {"time": 4, "y": 192, "x": 400} and scene.sar.polarisations == ["vv", "vh"]
+    assert scene.sar.units == "dB" and scene.rio.crs.to_epsg() == 4326 and scene.valid.all()
+    assert {1, 2, 3, 255} == set(np.unique(scene.cover).tolist())
+    assert scene.cover.attrs["flag_meanings"] == "water forest cleared_2017-2018"
+    water, forest = (float(scene.vh.where(scene.cover == code).mean()) for code in (1, 2))
+    assert water < -24 and -16 < forest < -12
+    assert "Copernicus Sentinel data 2017" in scene.attrs["attribution"] and "CC BY 4.0" in scene.attrs["attribution"]
+    path = carried("data_catalogs") / "borneo.nc"
+    assert path.stat().st_size < 1_000_000 and check("borneo").ok.all()
+
+
+@pytest.mark.parametrize("name", [n for n in catalog_names() if not load_entry(n).readable])
+def test_entries_that_are_not_readable_say_how_to_get_the_data(name):
+    with pytest.raises(ValueError, match="not yet readable") as error:
+        open_dataset(name)
+    assert load_entry(name).how_to_get[:30] in str(error.value)
+    with pytest.raises(ValueError, match="cannot be fetched by sarfm"):
+        fetch(name)
+
+
+# ---------------------------------------------------------------- fetching and checking
+
+
+def fetchable(entry, server, content, **file):
+    """Add one file with an address to an entry."""
+    described = {"path": "data.zip", "url": server.url, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return entry | {"files": [described | file]}
+
+
+def zipped(**members):
+    """Make a zip in memory."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "/"), content)
+    return buffer.getvalue()
+
+
+def test_fetch_unpacks_once_and_check_agrees(serve, tmp_path, entry):
+    content = zipped(inner__a="one", b="two")
+    server = serve("cut", "good", content=content)
+    path = written(tmp_path, fetchable(entry, server, content, unpack=True))
+    assert fetch(path, progress=False) == tmp_path and (tmp_path / "inner" / "a").read_text() == "one"
+    (tmp_path / "b").write_text("changed by the user")
+    fetch(path, progress=False)
+    assert (tmp_path / "b").read_text() == "changed by the user"
+    table = check(path)
+    assert table.ok.all() and table.compared_with.tolist() == ["catalogue"]
+
+
+def test_fetch_refuses_a_hostile_archive(serve, tmp_path, entry):
+    content = zipped(good="1", **{"..__escaped": "2"})
+    path = written(tmp_path / "set", fetchable(entry, serve(content=content), content, unpack=True))
+    with pytest.raises(ValueError, match="is refused"):
+        fetch(path, progress=False)
+    assert not (tmp_path / "escaped").exists() and not (tmp_path / "set" / "good").exists()
+
+
+def test_fetch_never_uses_a_file_with_a_wrong_checksum(serve, tmp_path, entry):
+    content = zipped(a="1")
+    path = written(tmp_path, fetchable(entry, serve(content=content), content, unpack=True, sha256="0" * 64))
+    with pytest.raises(CorruptData, match=r"data\.zip\.bad"):
+        fetch(path, progress=False)
+    assert not (tmp_path / "a").exists() and not (tmp_path / "data.zip").exists()
+
+
+def test_check_finds_missing_cut_and_changed_files(serve, tmp_path, entry):
+    content = zipped(a="1")
+    path = written(tmp_path, fetchable(entry, serve(content=content), content))
+    assert not check(path).present.any()
+    fetch(path, progress=False)
+    assert check(path).ok.all()
+    (tmp_path / "data.zip").write_bytes(content[:-1] + b"!")
+    assert check(path)[["size_ok", "sha256_ok", "ok"]].iloc[0].tolist() == [True, False, False]
+    (tmp_path / "data.zip").write_bytes(content[:-1])
+    assert not check(path).size_ok.any()
+
+
+def test_check_records_what_the_catalogue_does_not_know(pairs):
+    assert len(check(pairs)) == 9 and check(pairs).ok.all()
+    (pairs.parent / "mask" / "a.png").write_bytes(b"damaged")
+    (pairs.parent / "mask" / "b.png").unlink()
+    table = check(pairs).set_index("file")
+    assert table.index[~table.ok].tolist() == ["mask/a.png", "mask/b.png"]
+    assert set(table.compared_with) == {"first check"} and entry_files(load_entry(pairs), pairs.parent)[0] == "after/a.png"
+
+
+def test_tables_for_people(tmp_path):
+    table = list_table()
+    assert table.name.tolist() == catalog_names() and table.set_index("name").here["borneo"]
+    for name in catalog_names():
+        assert load_entry(name).title in show_entry(name)
+
+
+# ---------------------------------------------------------------- real data that is not shipped
+
+
+REAL = {
+    "ombria": ("flood/ombria_s1", 694, ["vv"], "1", "digital_number", "flood"),
+    "terramesh": ("land/terramesh_s1rtc_lulc", 3, ["vv", "vh"], "dB", "gamma0", "land_cover"),
+    "opera_rtc": ("land/opera_rtc_california", 5, ["vv", "vh"], "dB", "gamma0", None),
+    "worldcereal": ("land/worldcereal_belgium_monthly", 1, ["vv", "vh"], "dB", "sigma0", None),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_data_sets_open(shared, name):
+    where, count, polarisations, units, quantity, label = REAL[name]
+    scenes = open_dataset(name, shared / where)
+    assert len(scenes) == count
+    first = scenes[next(iter(scenes))]
+    assert first.sar.polarisations == polarisations and first.sar.units == units and first.sar.quantity == quantity
+    assert (label in first) if label else not load_entry(name).labels
+
+
+def test_ombria_fill_is_invalid_and_never_flooded(shared):
+    scene = open_dataset("ombria", shared / "flood/ombria_s1")["0105"]
+    assert scene.time.values.tolist() == ["before", "after"]
+    fill = ~scene.valid.any("time")
+    assert int(fill.sum()) == 16_564 and int((scene.flood.where(fill) == 1).sum()) == 0
+    assert set(np.unique(scene.flood).tolist()) == {0, 1}
+
+
+def test_opera_dates_and_order(shared):
+    scene = open_dataset("opera_rtc", shared / "land/opera_rtc_california")["137-292325-IW1"]
+    assert scene.sizes["time"] == 22 and str(scene.time.values[0])[:10] == "2021-11-19" and scene.rio.crs.to_epsg() == 32611
