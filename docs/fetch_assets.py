@@ -70,9 +70,14 @@ def fetch(package: str, inside: str, name: str, expected: str) -> None:
         archive = next(Path(folder).glob("*.tgz"))
         with tarfile.open(archive) as tar:
             content = tar.extractfile(inside).read()
+            fonts = {Path(n).name: tar.extractfile(n).read() for n in tar.getnames() if n.endswith(".woff2")}
     got = hashlib.sha256(content).hexdigest()
     if got != expected:
         raise SystemExit(f"{package}: {inside} has sha256 {got}, expected {expected}; nothing was kept")
+    for folder in ("@jupyter-widgets", "@jupyter-widgets/html-manager/dist") if "html-manager" in package else ():
+        (assets / "nbextensions" / folder).mkdir(parents=True, exist_ok=True)
+        for font, data in fonts.items():
+            (assets / "nbextensions" / folder / font).write_bytes(data)
     partial = target.with_suffix(".partial")
     partial.write_bytes(content)
     partial.replace(target)
@@ -81,18 +86,26 @@ def fetch(package: str, inside: str, name: str, expected: str) -> None:
 def copy_packages() -> None:
     """Copy what Bokeh, Panel and the widgets carry, when a version changed."""
     stamp = assets / "versions.txt"
-    now = " ".join(f"{name} {version(name)}" for name in ("bokeh", "panel", "ipyleaflet", "anywidget", "ipyvuetify"))
+    now = (
+        digest(Path(__file__))
+        + " "
+        + " ".join(f"{name} {version(name)}" for name in ("bokeh", "panel", "ipyleaflet", "anywidget", "ipyvuetify"))
+    )
     if stamp.exists() and stamp.read_text() == now:
         return
     for package, names in FROM_PACKAGES.items():
         for name in names:
             shutil.copyfile(files(package) / name, assets / Path(name).name)
+    for folder in ("css", "bundled/theme"):
+        shutil.copytree(files("panel") / "dist" / folder, assets / "panel" / folder, dirs_exist_ok=True)
     for name in WIDGETS:
         source = Path(sys.prefix) / "share/jupyter/nbextensions" / name
         wanted = [p for p in source.iterdir() if p.suffix in {".png", ".woff2"} or p.name == "index.js"]
         (assets / "nbextensions" / name).mkdir(parents=True, exist_ok=True)
         for path in wanted:
             shutil.copyfile(path, assets / "nbextensions" / name / path.name)
+        code = assets / "nbextensions" / name / "index.js"  # which looks for itself on http only; a site may be files
+        code.write_text(code.read_text(encoding="utf-8").replace("/^http(s?):/", "/^(https?|file):/"), encoding="utf-8")
     stamp.write_text(now)
 
 

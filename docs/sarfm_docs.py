@@ -41,6 +41,14 @@ TAGS = {"hide": "remove-cell", "hide_input": "remove-input", "hide_output": "rem
 LOADER = "application/vnd.holoviews_load.v0+json"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 BOKEH = ("application/vnd.holoviews_exec.v0+json", "application/vnd.bokehjs_exec.v0+json")
+PANEL = re.compile(r"https://cdn\.holoviz\.org/panel/[\w.]+/dist/")
+KNOWN = (
+    "@jupyter-widgets/",
+    "jupyter-leaflet",
+    "anywidget",
+    "jupyter-vue",
+    "jupyter-vuetify",
+)  # whose code the site has
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -204,16 +212,16 @@ def markdown(text: str) -> dict:
     return {"cell_type": "markdown", "metadata": {}, "source": text}
 
 
-def outputs(cell: dict, state: dict) -> list[dict]:
+def outputs(cell: dict, state: dict, up: str) -> list[dict]:
     """Keep the outputs that a page can show: no loaders, and no widget whose state was not stored."""
-    kept = []
+    kept, loads = [], any(LOADER in out.get("data", {}) for out in cell["outputs"])
     for out in cell["outputs"]:
         data = out.get("data", {})
         widget = data.get(WIDGET, {}).get("model_id")
-        if LOADER in data or (widget and widget not in state):
+        if (loads and out["output_type"] == "display_data") or (widget and widget not in state):
             continue
         if any(mime in data for mime in BOKEH):
-            out = out | {"data": {k: v for k, v in data.items() if k in ("text/html", "text/plain")}}
+            out = out | {"data": {"text/html": PANEL.sub(f"{up}_static/panel/", "".join(data["text/html"]))}}
         kept.append(out)
     return kept
 
@@ -335,16 +343,23 @@ def read(app, docname: str, source: list[str]) -> None:
         return
     nb = json.loads(source[0])
     state = nb["metadata"].get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+    for name in [k for k, model in state.items() if not model["model_module"].startswith(KNOWN)]:
+        del state[name]
     cells = []
     for at, cell in enumerate(nb["cells"]):
         text = "".join(cell["source"])
         if cell["cell_type"] == "code":
-            cells += code(cell | {"outputs": outputs(cell, state)}, links)
+            cells += code(cell | {"outputs": outputs(cell, state, "../" * docname.count("/"))}, links)
         elif cell["cell_type"] == "markdown":
             cells.append(markdown(title(text) if at == 0 else links.prose(text)))
     if docname == "index":
         cells.append(markdown(contents(app)))
     source[0] = json.dumps(nb | {"cells": [cell | {"id": f"cell-{at}"} for at, cell in enumerate(cells)]})
+
+
+def always(app, env, added: set, changed: set, removed: set) -> list[str]:
+    """Read again the pages that tell of all others."""
+    return [name for name in ("index", "api") if name in env.found_docs]
 
 
 def scripts(app, pagename: str, template: str, context: dict, doctree) -> None:
@@ -358,6 +373,7 @@ def scripts(app, pagename: str, template: str, context: dict, doctree) -> None:
 
 def setup(app) -> dict:
     """Register with Sphinx."""
+    app.connect("env-get-outdated", always)
     app.connect("source-read", read)
     app.connect("html-page-context", scripts)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
