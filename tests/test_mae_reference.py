@@ -47,17 +47,17 @@ def block_names(theirs, ours):
 
 def names(depth, decoder_depth):
     yield ["vit.embeddings.cls_token"], "encoder.embed.class_token"
-    yield ["decoder.mask_token"], "mask_token"
+    yield ["decoder.mask_token"], "decoder.mask_token"
     for kind in ("weight", "bias"):
         yield [f"vit.embeddings.patch_embeddings.projection.{kind}"], f"encoder.embed.project.{kind}"
         yield [f"vit.layernorm.{kind}"], f"encoder.norm.{kind}"
-        yield [f"decoder.decoder_embed.{kind}"], f"decoder_embed.{kind}"
-        yield [f"decoder.decoder_norm.{kind}"], f"decoder_norm.{kind}"
-        yield [f"decoder.decoder_pred.{kind}"], f"decoder_head.{kind}"
+        yield [f"decoder.decoder_embed.{kind}"], f"decoder.embed.{kind}"
+        yield [f"decoder.decoder_norm.{kind}"], f"decoder.norm.{kind}"
+        yield [f"decoder.decoder_pred.{kind}"], f"decoder.head.{kind}"
     for i in range(depth):
         yield from block_names(f"vit.layers.{i}", f"encoder.blocks.{i}")
     for i in range(decoder_depth):
-        yield from block_names(f"decoder.decoder_layers.{i}", f"decoder_blocks.{i}")
+        yield from block_names(f"decoder.decoder_layers.{i}", f"decoder.blocks.{i}")
 
 
 def in_our_layout(tensors, name):

@@ -315,7 +315,7 @@ def test_norm_pix_measures_valid_pixels_only():
 
 def test_a_zero_predictor_scores_one_with_norm_pix():
     model = small_mae(channels=1, norm_pix=True)
-    for part in model.decoder_head.parameters():
+    for part in model.decoder.head.parameters():
         part.data.zero_()
     loss, _ = model.loss(model.draw({"image": 5 + 3 * torch.randn(4, 1, 64, 64)}, seeded()))
     assert abs(loss.item() - 63 / 64) < 1e-4  # the variance is the unbiased one of 64 pixels
@@ -359,7 +359,7 @@ def test_unknown_options_are_refused():
     encoder = build_encoder("vit-nano", 2, 8)
     with pytest.raises(ValueError, match="Choose random or block"):
         MAE(encoder, masking="blocks")
-    with pytest.raises(ValueError, match="decoder_heads"):
+    with pytest.raises(ValueError, match="decoder width divisible"):
         MAE(encoder, decoder_width=100, decoder_heads=16)
     with pytest.raises(ValueError, match="mask ratio"):
         MAE(encoder, mask_ratio=1.0)

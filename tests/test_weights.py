@@ -126,13 +126,13 @@ def test_hostile_headers_are_refused(folder, header):
 
 
 def test_tensors_of_another_shape_or_type_are_named(folder):
-    rewrite(folder, lambda t: t.update({"mask_token": t["mask_token"][:, :, :32].contiguous()}))
-    with pytest.raises(ValueError, match=r"expected \(1, 1, 64\).*for mask_token, got \(1, 1, 32\)"):
+    rewrite(folder, lambda t: t.update({"decoder.mask_token": t["decoder.mask_token"][:, :, :32].contiguous()}))
+    with pytest.raises(ValueError, match=r"expected \(1, 1, 64\).*for decoder.mask_token, got \(1, 1, 32\)"):
         load_model(folder)
-    rewrite(folder, lambda t: t.update({"mask_token": torch.zeros(1, 1, 64, dtype=torch.float16)}))
+    rewrite(folder, lambda t: t.update({"decoder.mask_token": torch.zeros(1, 1, 64, dtype=torch.float16)}))
     with pytest.raises(ValueError, match=r"mask_token, got .*float16"):
         load_model(folder)
-    rewrite(folder, lambda t: t.update({"mask_token": torch.zeros(1, 1, 64), "extra": torch.zeros(1)}))
+    rewrite(folder, lambda t: t.update({"decoder.mask_token": torch.zeros(1, 1, 64), "extra": torch.zeros(1)}))
     with pytest.raises(ValueError, match="expected nothing for extra"):
         load_model(folder)
 
