@@ -163,8 +163,8 @@ def inside(
         raise ValueError(f"{text!r} leads out of {root}, through a symbolic link to {path.resolve()}. Remove the link")
     return path
 
-# %% ../nbs/01_files.ipynb #fa8da41d
-MAX_RATIO = 200  # unpacked bytes per packed byte; real SAR rasters stay below 30
+# %% ../nbs/01_files.ipynb #f979d987
+MAX_RATIO = 200  # unpacked bytes per packed byte; more is a bomb, not data
 
 
 def _members(archive: zipfile.ZipFile | tarfile.TarFile) -> list[tuple[str, int, Any]]:

@@ -14,12 +14,26 @@ import zipfile
 
 import pytest
 
-from sarfm.files import CorruptData, StoreLocked, atomic_path, atomic_write, carried, inside, lock, read_json, sha256, unpack, write_json
+from sarfm.files import (
+    CorruptData,
+    StoreLocked,
+    atomic_path,
+    atomic_write,
+    carried,
+    inside,
+    lock,
+    read_json,
+    sha256,
+    unpack,
+    write_json,
+)
 
 
 def python(code, *arguments):
     """Start a child interpreter."""
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_kill_while_writing_leaves_the_old_or_the_new_file(tmp_path):
@@ -106,7 +120,23 @@ def test_corrupt_data_survives_a_worker():
     assert str(type(error)(str(error))) == str(error)  # as torch's DataLoader raises it again
 
 
-OUTSIDE = ["../a", "a/../../b", "/etc/passwd", "//proc/self/root", "C:/a", "C:a", r"..\a", r"a\..\..\b", r"\\host\share\a", "", ".", "a\0b", "link/a", "..", "./../a"]
+OUTSIDE = [
+    "../a",
+    "a/../../b",
+    "/etc/passwd",
+    "//proc/self/root",
+    "C:/a",
+    "C:a",
+    r"..\a",
+    r"a\..\..\b",
+    r"\\host\share\a",
+    "",
+    ".",
+    "a\0b",
+    "link/a",
+    "..",
+    "./../a",
+]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -180,7 +210,10 @@ def test_hostile_tar_writes_nothing(tmp_path, case, mode):
     tar_with(tmp_path / "bad.tar", HOSTILE_TARS[case], mode)
     with pytest.raises(ValueError, match=r"bad\.tar is refused"):
         unpack(tmp_path / "bad.tar", tmp_path / "data")
-    assert list((tmp_path / "data").iterdir()) == [] and sorted(p.name for p in tmp_path.iterdir()) == ["bad.tar", "data"]
+    assert list((tmp_path / "data").iterdir()) == [] and sorted(p.name for p in tmp_path.iterdir()) == [
+        "bad.tar",
+        "data",
+    ]
 
 
 def hostile_zip(path, case):
@@ -202,7 +235,10 @@ def test_hostile_zip_writes_nothing(tmp_path, case):
     hostile_zip(tmp_path / "bad.zip", case)
     with pytest.raises(ValueError, match=r"bad\.zip is refused"):
         unpack(tmp_path / "bad.zip", tmp_path / "data")
-    assert list((tmp_path / "data").iterdir()) == [] and sorted(p.name for p in tmp_path.iterdir()) == ["bad.zip", "data"]
+    assert list((tmp_path / "data").iterdir()) == [] and sorted(p.name for p in tmp_path.iterdir()) == [
+        "bad.zip",
+        "data",
+    ]
 
 
 def test_quota(tmp_path):
@@ -243,7 +279,9 @@ def test_good_archives_are_unpacked(tmp_path):
         archive.add(tmp_path / "a.zip", "inner/a.zip")
     assert unpack(tmp_path / "a.zip", tmp_path / "data") == [tmp_path / "data/x/y/one.txt"]
     unpack(tmp_path / "a.tar.gz", tmp_path / "data")
-    assert sha256(tmp_path / "data/inner/a.zip") == sha256(tmp_path / "a.zip") == sha256(tmp_path / "a.zip", progress=True)
+    assert (
+        sha256(tmp_path / "data/inner/a.zip") == sha256(tmp_path / "a.zip") == sha256(tmp_path / "a.zip", progress=True)
+    )
 
 
 WRITER = """
@@ -317,4 +355,6 @@ def test_carried_folders():
 
 def test_import_is_cheap():
     code = "import sys, sarfm.files; print(sorted({'numpy', 'torch', 'xarray', 'pydantic', 'tqdm'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -279,7 +279,7 @@ def list_table() -> Any:  # DataFrame, a row per data set
         )
     return pd.DataFrame(rows)
 
-# %% ../../nbs/11_data.catalog.ipynb #a00a440f
+# %% ../../nbs/11_data.catalog.ipynb #825b5327
 def show_entry(
     name: str | Path,  # a name from `catalog_names`, or a YAML file
 ) -> str:  # text for people
@@ -301,7 +301,7 @@ def show_entry(
     parts |= {
         "sensor": entry.sensor,
         "CRS": entry.crs,
-        "spacing": f"{entry.spacing_m} m",
+        "spacing": f"{entry.spacing_m} m" if entry.spacing_m else "not stated",
         "bands": bands,
         "splits": entry.splits,
     }
