@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['tile_starts', 'blend_window', 'tile_side', 'pad_to', 'predict_bands', 'place_of', 'predict_scene', 'tile_mask',
-           'reconstruct_tiles', 'reconstruct_scene', 'denormalised', 'in_db', 'tile_scores']
+           'reconstruct_tiles', 'equal_batches', 'reconstruct_scene', 'denormalised', 'in_db', 'tile_scores']
 
-# %% ../../nbs/53_evaluation.predict.ipynb #8717de6b
+# %% ../../nbs/53_evaluation.predict.ipynb #48fb82c5
+import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -153,23 +155,26 @@ def predict_scene(
     variables = {"prediction": (("y", "x"), prediction, flags), "probability": (("y", "x"), probability, likely)}
     return xr.Dataset(variables, coords=place_of(scene), attrs=scene.attrs)
 
-# %% ../../nbs/53_evaluation.predict.ipynb #2817dd6d
+# %% ../../nbs/53_evaluation.predict.ipynb #efd63f81
 def tile_mask(
-    rows: int,  # of patches in a tile
-    columns: int,  # of patches in a tile
-    ratio: float,  # fraction hidden, in (0, 1)
+    present: Tensor,  # (N,) fraction of valid pixels of each patch of a square tile
+    ratio: float,  # fraction of the patches with valid pixels that is hidden, in (0, 1)
     masking: str,  # one of random | block
     generator: torch.Generator,  # of this tile
-    present: Tensor,  # (1, N) fraction of valid pixels of each patch
-) -> Tensor:  # (1, N) bool, True where hidden
+) -> Tensor:  # (N,) bool, True where hidden
     """Hide patches of one tile."""
     if masking not in ("random", "block"):
         raise ValueError(f"masking is random or block; got {masking!r}. Choose one of them")
-    if masking == "block":
-        return block_mask(1, rows, columns, ratio, generator, present)
-    return random_mask(1, rows * columns, ratio, generator, present)
+    if not 0 < ratio < 1:
+        raise ValueError(f"the mask ratio is the fraction hidden, in (0, 1); got {ratio}. Try 0.75")
+    visible = max(1, int((present > 0).sum() * (1 - ratio)))
+    share = 1 - (visible + 0.5) / len(present)  # so that int(N * (1 - share)) is `visible`
+    if masking == "random":
+        return random_mask(1, len(present), share, generator, present[None])[0]
+    side = math.isqrt(len(present))
+    return block_mask(1, side, side, share, generator, present[None])[0]
 
-# %% ../../nbs/53_evaluation.predict.ipynb #df316b91
+# %% ../../nbs/53_evaluation.predict.ipynb #e4055d44
 @torch.inference_mode()
 def reconstruct_tiles(
     model: MAE,  # a masked autoencoder
@@ -183,28 +188,33 @@ def reconstruct_tiles(
 ) -> tuple[Tensor, Tensor]:  # prediction (C, H, W), NaN where visible; hidden (H, W) bool
     """Reconstruct the hidden patches of a scene, tile by tile."""
     device, patch = next(model.parameters()).device, model.encoder.patch_size
-    columns, per_side = image.shape[-1] // side, side // patch
     prediction, hidden = torch.full_like(image, torch.nan), torch.zeros_like(valid)
-    places = [divmod(k, columns) for k in range(image.shape[-2] // side * columns)]
-    windows = [(slice(r * side, (r + 1) * side), slice(c * side, (c + 1) * side)) for r, c in places]
-    numbers = [k for k, (ys, xs) in enumerate(windows) if valid[ys, xs].any()]
-    for start in range(0, len(numbers), batch):
-        chosen = numbers[start : start + batch]
-        images = torch.stack([image[:, *windows[k]] for k in chosen])
-        valids = torch.stack([valid[windows[k]] for k in chosen])
-        present = token_validity(valids, patch).split(1)
-        masks = torch.cat(
-            [
-                tile_mask(per_side, per_side, ratio, masking, generator_at(seed, k), here)
-                for k, here in zip(chosen, present, strict=True)
-            ]
-        )
-        made = model.reconstruct(images.to(device), valids.to(device), masks.to(device))["prediction"].float().cpu()
-        spread = masks.reshape(-1, per_side, per_side).repeat_interleave(patch, 1).repeat_interleave(patch, 2)
+    columns, masks, windows = image.shape[-1] // side, {}, {}
+    for k in range(image.shape[-2] // side * columns):
+        row, col = (side * place for place in divmod(k, columns))
+        here = (slice(row, row + side), slice(col, col + side))
+        if valid[here].any():
+            present = token_validity(valid[here][None], patch)[0]
+            masks[k], windows[k] = tile_mask(present, ratio, masking, generator_at(seed, k)), here
+    for chosen in equal_batches({k: int(mask.sum()) for k, mask in masks.items()}, batch):
+        images = torch.stack([image[:, *windows[k]] for k in chosen]).to(device)
+        valids = torch.stack([valid[windows[k]] for k in chosen]).to(device)
+        drawn = torch.stack([masks[k] for k in chosen])
+        made = model.reconstruct(images, valids, drawn.to(device))["prediction"].float().cpu()
+        spread = drawn.unflatten(1, (side // patch, -1)).repeat_interleave(patch, 1).repeat_interleave(patch, 2)
         for k, picture, mask in zip(chosen, made, spread, strict=True):
-            prediction[:, *windows[k]] = picture.where(mask, torch.nan)
-            hidden[windows[k]] = mask
+            prediction[:, *windows[k]], hidden[windows[k]] = picture.where(mask, torch.nan), mask
     return prediction, hidden
+
+
+def equal_batches(
+    counts: dict[int, int],  # tile -> hidden patches
+    batch: int,  # at most so many tiles
+) -> Iterator[list[int]]:  # tiles with equal counts
+    """Group tiles that can go through the model together."""
+    for _, group in itertools.groupby(sorted(counts, key=lambda k: (counts[k], k)), key=counts.get):
+        tiles = list(group)
+        yield from (tiles[start : start + batch] for start in range(0, len(tiles), batch))
 
 # %% ../../nbs/53_evaluation.predict.ipynb #0640a0db
 def reconstruct_scene(

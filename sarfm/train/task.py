@@ -107,7 +107,7 @@ def follow(
     for slow, fast in zip(average.buffers(), model.buffers(), strict=True):
         slow.copy_(fast)
 
-# %% ../../nbs/42_train.task.ipynb #aa37712d
+# %% ../../nbs/42_train.task.ipynb #e3188af9
 FETCH_EVERY = 20  # steps between two fetches of numbers from a GPU
 
 
@@ -155,7 +155,7 @@ class History:
         if len(self.rows) >= 3 and all(row["skipped"] for row in self.rows[-3:]):
             advice = "Lower learning_rate, choose precision 32-true, or look at these patches"
             raise NonFiniteLoss(f"three steps in a row were not finite, the last one {text}. {advice}")
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, stacklevel=1)
 
     def frame(self) -> pd.DataFrame:  # one row per step
         """Give the history as a table."""
@@ -173,7 +173,7 @@ class History:
         """Take the history of a checkpoint."""
         self.rows = pd.DataFrame({name: column.numpy() for name, column in state.items()}).to_dict("records")
 
-# %% ../../nbs/42_train.task.ipynb #ce2c6c39
+# %% ../../nbs/42_train.task.ipynb #f69f6f1b
 class Task(lightning.LightningModule):
     """Train a model one optimiser step at a time."""
 
@@ -211,6 +211,14 @@ class Task(lightning.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:  # fused AdamW
         """Make the optimiser of the recipe."""
         return self.recipe.optimiser(self.model)
+
+    def on_train_batch_start(
+        self,
+        batch: dict[str, Tensor],  # of the data loader
+        batch_index: int,  # in the epoch
+    ) -> int | None:  # -1 ends the epoch
+        """Leave out batches beyond the last step."""
+        return -1 if self.step >= self.recipe.steps else None
 
     def training_step(
         self,
@@ -266,5 +274,5 @@ class Task(lightning.LightningModule):
             warnings.warn(
                 f"this training ran with {state['threads']} threads and continues with {threads}:"
                 " it will agree with an uninterrupted one to rounding only",
-                stacklevel=2,
+                stacklevel=1,
             )

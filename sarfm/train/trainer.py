@@ -73,7 +73,7 @@ def validation_loss(
     finite = [loss for loss in losses if math.isfinite(loss)]
     return sum(finite) / len(finite) if finite else math.nan
 
-# %% ../../nbs/43_train.trainer.ipynb #cdfc14f1
+# %% ../../nbs/43_train.trainer.ipynb #0ed04407
 class Epochs(lightning.Callback):
     """End each virtual epoch: fetch, validate, save, and show."""
 
@@ -96,10 +96,6 @@ class Epochs(lightning.Callback):
         self.bar = tqdm(
             total=task.recipe.steps, initial=task.step, unit="step", disable=not self.progress, mininterval=1
         )
-
-    def on_train_batch_start(self, trainer: lightning.Trainer, task: Task, batch: dict, batch_index: int) -> int | None:
-        """Leave out batches beyond the last step."""
-        return -1 if task.step >= task.recipe.steps else None
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, task: Task, outputs: None, batch: dict, batch_index: int

@@ -1,0 +1,150 @@
+"""Scores against torchmetrics and scikit-image, intervals against what they promise, tables against pandas."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sarfm.evaluation.metrics import bootstrap_interval, confusion, confusions, reconstruction_scores, scores
+from sarfm.evaluation.report import as_markdown, collect_runs, flatten_metrics, fold_table
+from sarfm.files import write_json
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_confusion_and_scores_agree_with_torchmetrics(classes):
+    import torch
+    from torchmetrics.functional import classification as reference
+
+    generator = np.random.default_rng(classes)
+    truth = generator.integers(0, classes, 5000)
+    prediction = np.where(generator.random(5000) < 0.6, truth, generator.integers(0, classes, 5000))
+    truth[:100] = 255
+    called, true = torch.from_numpy(prediction), torch.from_numpy(truth)
+    same = {"num_classes": classes, "ignore_index": 255}
+    counts = confusion(prediction, truth, classes)
+    np.testing.assert_array_equal(counts, reference.multiclass_confusion_matrix(called, true, **same))
+    found = scores(counts)
+    for ours, name in (("iou", "jaccard_index"), ("f1", "f1_score"), ("precision", "precision"), ("recall", "recall")):
+        theirs = getattr(reference, f"multiclass_{name}")
+        np.testing.assert_allclose(found[ours], theirs(called, true, average="none", **same), rtol=1e-5)
+        np.testing.assert_allclose(np.mean(found[ours]), theirs(called, true, average="macro", **same), rtol=1e-5)
+    np.testing.assert_allclose(found["mean_iou"], found["iou"].mean())
+    np.testing.assert_allclose(found["mean_f1"], found["f1"].mean())
+    expected = reference.multiclass_accuracy(called, true, average="micro", **same)
+    np.testing.assert_allclose(found["accuracy"], expected, rtol=1e-5)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 5))
+@settings(max_examples=30, deadline=None)
+def test_unlabelled_pixels_and_order_do_not_matter(seed, classes):
+    generator = np.random.default_rng(seed)
+    truth, prediction = generator.integers(0, classes, (2, 200))
+    counts = confusion(prediction, truth, classes)
+    order = generator.permutation(200)
+    np.testing.assert_array_equal(confusion(prediction[order], truth[order], classes), counts)
+    more_truth, more = np.append(truth, np.full(50, 255)), np.append(prediction, generator.integers(0, classes, 50))
+    np.testing.assert_array_equal(confusion(more, more_truth, classes), counts)
+    assert counts.sum() == 200
+
+
+def test_absent_classes_have_no_score():
+    found = scores(np.diag([5, 3, 0]))
+    assert np.isnan(found["iou"][2]) and found["mean_iou"] == 1.0
+    assert np.isnan(scores(np.zeros((2, 2)))["mean_iou"])
+    assert np.isnan(scores(np.zeros((2, 2)))["accuracy"])
+
+
+def test_scores_of_a_stack_are_the_scores_of_each():
+    stack = np.random.default_rng(0).integers(0, 50, (6, 3, 3))
+    together = scores(stack)
+    for k, counts in enumerate(stack):
+        for name, value in scores(counts).items():
+            np.testing.assert_allclose(together[name][k], value)
+
+
+def test_wrong_classes_and_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        confusion(np.array([0, 2]), np.array([0, 1]), 2)
+    with pytest.raises(ValueError, match="truth holds"):
+        confusion(np.array([0, 1]), np.array([0, 3]), 2)
+    with pytest.raises(ValueError, match="different shapes"):
+        confusion(np.zeros(3), np.zeros(4), 2)
+    with pytest.raises(ValueError, match="t0_p0"):
+        confusions(pd.DataFrame({"patch": [1]}))
+    with pytest.raises(ValueError, match="one matrix per patch"):
+        bootstrap_interval(np.zeros((0, 2, 2)))
+
+
+def test_bootstrap_holds_what_it_promises():
+    generator = np.random.default_rng(1)
+
+    def sample(n):
+        right = generator.binomial(400, generator.beta(16, 4, size=(n, 2)))
+        return np.stack([np.array([[a, 400 - a], [400 - b, b]]) for a, b in right])
+
+    truth = scores(sample(50_000).sum(0))["mean_iou"]
+    inside = [
+        low <= truth <= high for _, low, high in (bootstrap_interval(sample(60), draws=300, seed=k) for k in range(150))
+    ]
+    assert 0.89 <= np.mean(inside) <= 0.99
+
+
+def test_bootstrap_is_seeded_and_takes_functions():
+    counts = np.random.default_rng(0).integers(1, 50, (20, 2, 2))
+    by_name = bootstrap_interval(counts, "accuracy", seed=3)
+    by_function = bootstrap_interval(counts, lambda c: np.trace(c) / c.sum(), seed=3)
+    np.testing.assert_allclose(by_name, by_function)
+    assert by_name.low <= by_name.value <= by_name.high
+    assert by_name != bootstrap_interval(counts, "accuracy", seed=4)
+    one = bootstrap_interval(counts[:1])
+    assert one.low == one.value == one.high
+
+
+def test_reconstruction_scores_agree_with_scikit_image():
+    from skimage.metrics import structural_similarity
+
+    generator = np.random.default_rng(0)
+    original, made = generator.normal(-12, 3, (2, 40, 40))
+    hidden = np.ones((40, 40), bool)
+    found = reconstruction_scores(original, made, hidden)
+    whole = structural_similarity(original, made, data_range=30.0, full=True)[1][3:-3, 3:-3].mean()
+    assert np.isclose(found["ssim"], whole)
+    assert np.isclose(found["mse_db"], ((original - made) ** 2).mean()) and found["pixels"] == 1600
+    both = reconstruction_scores(np.stack([original, made]), np.stack([made, made]), hidden)
+    assert np.isclose(both["mse_db"], found["mse_db"] / 2) and np.isclose(both["ssim"], (whole + 1) / 2)
+
+
+def test_only_hidden_valid_pixels_count():
+    generator = np.random.default_rng(0)
+    original, made = generator.normal(-12, 3, (2, 40, 40))
+    hidden = generator.random((40, 40)) < 0.5
+    original[:5] = np.nan
+    before = reconstruction_scores(original, made, hidden)
+    changed = made.copy()
+    changed[:5] = 1e6
+    assert reconstruction_scores(original, changed, hidden) == before
+    wild = np.where(hidden, made, made + 50)
+    assert np.isclose(reconstruction_scores(original, wild, hidden)["mse_db"], before["mse_db"])
+    nothing = reconstruction_scores(original, made, np.zeros_like(hidden))
+    assert nothing["pixels"] == 0 and np.isnan(nothing["mse_db"]) and np.isnan(nothing["ssim"])
+    assert np.isnan(reconstruction_scores(original[5:9], made[5:9], hidden[5:9])["ssim"])
+
+
+def test_runs_become_a_table(tmp_path):
+    for seed in (0, 1):
+        metrics = {"iou": {"value": 0.5 + 0.1 * seed, "low": 0.4, "high": 0.7}, "seed": 9}
+        write_json(
+            tmp_path / "a" / str(seed) / "run.json",
+            {"status": "done", "parameters": {"seed": seed}, "metrics": metrics},
+        )
+    write_json(tmp_path / "b" / "run.json", {"status": "running", "parameters": {"seed": 2}})
+    table = collect_runs(tmp_path)
+    assert list(table["run"]) == ["a/0", "a/1", "b"] and list(table["seed"]) == [0, 1, 2]
+    assert list(table["iou"][:2]) == [0.5, 0.6] and table["metric_seed"][0] == 9
+    folded = fold_table(table, "status", "iou")
+    assert folded["n"].tolist() == [2] and np.isclose(folded["spread"][0], np.std([0.5, 0.6], ddof=1))
+    assert "0.550 ± 0.071" in as_markdown(folded)
+    assert flatten_metrics({"a": {"value": 1, "low": 0, "high": 2}}) == {"a": 1, "a_low": 0, "a_high": 2}
+    with pytest.raises(FileNotFoundError, match=r"run\.json"):
+        collect_runs(tmp_path / "nothing")

@@ -1,0 +1,228 @@
+"""Whole scenes: seams, borders, holes, memory, nested masks, units."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import nn
+
+from sarfm.data.contract import InputContract
+from sarfm.data.scenes import make_scene
+from sarfm.evaluation.predict import predict_bands, predict_scene, reconstruct_scene, tile_scores, tile_starts
+from sarfm.models.mae import MAE
+from sarfm.models.vit import Encoder
+
+RATIOS = (0.25, 0.5, 0.75, 0.9)
+
+
+def contract(**changes):
+    base = {"channels": ["vv", "vh"], "quantity": "gamma0", "units": "dB", "mean": [-12.0, -18.0], "std": [3.0, 3.0]}
+    return InputContract(**(base | {"patch_size": 4, "crop_px": 32} | changes))
+
+
+def scene(height=70, width=90, seed=0, hole=True):
+    field = np.random.default_rng(seed).normal(-12, 3, (2, height, width)).astype(np.float32)
+    if hole:
+        field[:, 10:30, 20:60] = np.nan
+    return make_scene({"vv": field[0], "vh": field[1] - 6}, units="dB", quantity="gamma0")
+
+
+def mae():
+    torch.manual_seed(0)
+    return MAE(Encoder(2, patch_size=4, width=32, depth=1, heads=2), decoder_width=32, decoder_depth=1, decoder_heads=2)
+
+
+class Pixelwise(nn.Module):
+    """Class by the value of the pixel alone; counts how often it is run."""
+
+    tiles = 0
+
+    def forward(self, image, valid):
+        self.tiles += len(image)
+        assert torch.equal(image, image.where(valid[:, None], torch.zeros(())))
+        return torch.stack([image[:, 0], -image[:, 0], 0.3 * image[:, 1]], 1)
+
+
+@pytest.mark.parametrize("size", [(70, 90), (32, 32), (20, 25), (33, 31), (100, 20)])
+@pytest.mark.parametrize(("overlap", "tile"), [(0.0, 32), (0.5, 32), (0.7, 24)])
+def test_tiling_changes_nothing_for_a_pixelwise_model(size, overlap, tile):
+    one = scene(*size, hole=size == (70, 90))
+    image, valid = contract().apply(one)
+    whole = Pixelwise()(image[None], valid[None])[0].softmax(0)
+    found = predict_scene(Pixelwise(), contract(), one, tile=tile, overlap=overlap, batch=3)
+    np.testing.assert_array_equal(found["prediction"], np.where(valid, whole.argmax(0), 255))
+    np.testing.assert_allclose(found["probability"].values[valid], whole.max(0).values[valid], rtol=1e-4)
+    assert np.isnan(found["probability"].values[~valid]).all()
+    assert found["prediction"].dtype == np.uint8 and found["prediction"].attrs["flag_values"].tolist() == [0, 1, 2]
+
+
+def test_every_pixel_is_covered_by_tiles():
+    for length, side, stride in itertools.product((1, 31, 32, 33, 64, 100, 257), (32,), (1, 7, 16, 32)):
+        starts = tile_starts(length, side, stride)
+        covered = np.zeros(max(length, side), int)
+        for start in starts:
+            covered[start : start + side] += 1
+        assert covered[:length].min() >= 1 and starts == sorted(set(starts)) and starts[-1] + side <= max(length, side)
+
+
+def test_tiles_blend_without_seams():
+    class Position(nn.Module):
+        """Says something else in every corner of a tile: the worst model for tiling."""
+
+        def forward(self, image, valid):
+            ramp = torch.linspace(-2, 2, image.shape[-1]).expand(len(image), *image.shape[-2:])
+            return torch.stack([ramp, -ramp], 1)
+
+    one = scene(64, 128, hole=False)
+    jumps = {}
+    for overlap in (0.0, 0.5):
+        found = predict_scene(Position(), contract(), one, overlap=overlap)
+        water = found["probability"].where(found["prediction"] == 0, 1 - found["probability"]).values
+        jumps[overlap] = np.abs(np.diff(water, axis=1)).max()
+    assert jumps[0.5] < 0.25 * jumps[0.0]
+
+
+def test_empty_tiles_are_not_run_and_empty_scenes_end_well():
+    one = scene(64, 64, hole=False)
+    for name in ("vv", "vh"):
+        one[name][:, 32:] = np.nan
+    model = Pixelwise()
+    predict_scene(model, contract(), one, overlap=0.0)
+    assert model.tiles == 2
+    one = one.where(False).assign_attrs(one.attrs)
+    for name in ("vv", "vh"):
+        one[name].attrs = scene().data_vars[name].attrs
+    bands = list(predict_bands(Pixelwise(), contract(), one))
+    assert all((which == 255).all() and np.isnan(likely).all() for _, which, likely in bands)
+    assert sum(len(which) for _, which, _ in bands) == 64
+
+
+def test_memory_does_not_grow_with_the_height():
+    import tracemalloc
+
+    import dask.array as da
+
+    def lazy(height):
+        values = da.random.default_rng(0).normal(-12, 3, (height, 128), chunks=(64, 128)).astype(np.float32)
+        attrs = {"units": "dB", "quantity": "gamma0"}
+        layers = {name: (("y", "x"), values, attrs) for name in ("vv", "vh")}
+        layers["valid"] = (("y", "x"), da.ones((height, 128), dtype=bool, chunks=(64, 128)))
+        return xr.Dataset(layers, coords={"y": np.arange(height) + 0.5, "x": np.arange(128) + 0.5})
+
+    peaks = []
+    for height in (256, 1024):
+        bands = predict_bands(Pixelwise(), contract(), lazy(height), overlap=0.5)
+        next(bands)
+        tracemalloc.start()
+        for _ in bands:
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2.5 * peaks[0]
+
+
+def test_place_of_the_scene_is_kept():
+    import rioxarray  # noqa: F401
+    from rasterio.transform import from_origin
+
+    field = np.random.default_rng(0).normal(-12, 3, (40, 40)).astype(np.float32)
+    one = make_scene(
+        {"vv": field, "vh": field},
+        units="dB",
+        quantity="gamma0",
+        crs="EPSG:32633",
+        transform=from_origin(5e5, 5e6, 10, 10),
+    )
+    for made in (predict_scene(Pixelwise(), contract(), one), reconstruct_scene(mae(), contract(), one, 0.5)):
+        assert made.rio.crs == one.rio.crs and made.rio.transform() == one.rio.transform()
+        assert made["x"].equals(one["x"]) and made["y"].equals(one["y"])
+
+
+@pytest.mark.parametrize("masking", ["random", "block"])
+@pytest.mark.parametrize("size", [(70, 90), (32, 32), (20, 25)])
+def test_masks_are_nested_and_visible_pixels_untouched(size, masking):
+    one, model = scene(*size), mae()
+    made = [reconstruct_scene(model, contract(), one, ratio, masking=masking) for ratio in RATIOS]
+    hidden = [m["hidden"].values for m in made]
+    for less, more in itertools.pairwise(hidden):
+        assert (more | ~less).all() and more.sum() > less.sum()
+    for m in made:
+        original, visible = m["original"].values, ~m["hidden"].values
+        for name in ("masked", "reconstruction"):
+            np.testing.assert_array_equal(m[name].values[:, visible], original[:, visible])
+        assert np.isnan(m["masked"].values[:, ~visible]).all()
+        assert np.isnan(m["error"].values[:, visible]).all()
+        assert (np.isnan(m["reconstruction"].values) == np.isnan(original)).all()
+        difference = (m["reconstruction"] - m["original"]).values[:, ~visible]
+        np.testing.assert_allclose(m["error"].values[:, ~visible], difference, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(made[0]["original"][0], one["vv"])
+
+
+def test_the_ratio_counts_observed_patches_at_borders_too():
+    made = reconstruct_scene(mae(), contract(), scene(32, 40, hole=False), 0.5)
+    border = made["hidden"].values[:, 32:]
+    assert 0.4 < border.mean() < 0.6
+
+
+def test_masks_follow_the_seed_and_not_the_batch():
+    one, model = scene(), mae()
+    first = reconstruct_scene(model, contract(), one, 0.75, seed=1, batch=1)
+    again = reconstruct_scene(model, contract(), one, 0.75, seed=1, batch=8)
+    other = reconstruct_scene(model, contract(), one, 0.75, seed=2)
+    assert first["hidden"].equals(again["hidden"]) and not first["hidden"].equals(other["hidden"])
+    np.testing.assert_allclose(first["reconstruction"], again["reconstruction"], atol=1e-4)
+
+
+def test_a_tile_is_the_training_crop():
+    one, model = scene(32, 32, hole=False), mae()
+    made = reconstruct_scene(model, contract(), one, 0.5)
+    image, valid = contract().apply(one)
+    hidden = torch.from_numpy(made["hidden"].values[::4, ::4].copy()).reshape(1, -1)
+    expected = contract().denormalise(model.eval().reconstruct(image[None], valid[None], hidden)["reconstruction"])[0]
+    np.testing.assert_allclose(made["reconstruction"], expected, atol=1e-4)
+    assert made.attrs["tile_px"] == 32
+
+
+def test_tile_scores_agree_with_the_pixels():
+    made = reconstruct_scene(mae(), contract(), scene(), 0.75)
+    table = tile_scores(made)
+    assert list(zip(table["row"], table["col"], strict=True)) == [(r, c) for r in (0, 32, 64) for c in (0, 32, 64)]
+    weighted = np.nansum(table["mse_db"] * table["pixels"]) / table["pixels"].sum()
+    assert np.isclose(weighted, np.nanmean(made["error"].values ** 2), rtol=1e-4)
+    alone = tile_scores(made.sel(channel=["vh"]), 16)
+    assert len(alone) == 5 * 6 and (alone["units"] == "dB").all()
+
+
+def test_other_units_say_so():
+    field = np.random.default_rng(0).gamma(4, 0.02, (40, 40)).astype(np.float32)
+    linear = make_scene({"vv": field, "vh": field}, units="1", quantity="sigma0")
+    made = reconstruct_scene(
+        mae(), contract(units="1", quantity="sigma0", mean=[0.08] * 2, std=[0.04] * 2), linear, 0.5
+    )
+    assert made["original"].attrs["units"] == "1" and made["error"].attrs["units"] == "dB"
+    np.testing.assert_array_equal(made["original"][0], field)
+    number = make_scene({"vv": field * 3000, "vh": field * 3000}, units="1", quantity="digital_number")
+    made = reconstruct_scene(
+        mae(), contract(units="1", quantity="digital_number", mean=[250.0] * 2, std=[99.0] * 2), number, 0.5
+    )
+    assert "digital number" in made["error"].attrs["long_name"] and set(tile_scores(made)["units"]) == {"1"}
+
+
+def test_refusals():
+    one = scene()
+    with pytest.raises(ValueError, match="overlap"):
+        predict_scene(Pixelwise(), contract(), one, overlap=1.0)
+    with pytest.raises(ValueError, match="Choose a multiple"):
+        predict_scene(Pixelwise(), contract(), one, tile=30)
+    with pytest.raises(ValueError, match="crop_px"):
+        predict_scene(Pixelwise(), contract(crop_px=None), one)
+    with pytest.raises(ValueError, match="can't reconstruct"):
+        reconstruct_scene(Pixelwise(), contract(), one, 0.5)
+    with pytest.raises(ValueError, match="masking"):
+        reconstruct_scene(mae(), contract(), one, 0.5, masking="stripes")
+    with pytest.raises(ValueError, match="ratio"):
+        reconstruct_scene(mae(), contract(), one, 1.0)
+    with pytest.raises(ValueError, match="hh"):
+        predict_scene(Pixelwise(), contract(channels=["hh", "vh"]), one)
