@@ -61,7 +61,7 @@ def same_units(
         raise MixedUnits(f"expected one unit, got {found}; convert with to_db or to_power first")
     return next(iter(found.values()))
 
-# %% ../nbs/00_sar.ipynb #3119bda1
+# %% ../nbs/00_sar.ipynb #49646a62
 def _labelled(
     x: xr.DataArray | ArrayLike,  # backscatter
     units: str | None,  # "dB" or "1", for plain arrays
@@ -78,7 +78,17 @@ def _as_given(
     """Give back the kind of array that came in."""
     return result if isinstance(x, xr.DataArray) else result.values[()]
 
-# %% ../nbs/00_sar.ipynb #9999589d
+
+def _stating(
+    x: xr.DataArray,  # numbers
+    attrs: dict,  # all that they shall state
+) -> xr.DataArray:  # the same numbers; coordinates keep their own attributes
+    """Replace what an array states about itself."""
+    out = x.copy(deep=False)
+    out.attrs = attrs
+    return out
+
+# %% ../nbs/00_sar.ipynb #2cf86ad3
 def to_power(
     x: xr.DataArray | ArrayLike,  # backscatter in dB, power or amplitude
     units: str | None = None,  # "dB" or "1", for plain arrays
@@ -98,9 +108,9 @@ def to_power(
         power, attrs["quantity"] = given**2, given.attrs.get("power_quantity", "intensity")
     else:
         power = given
-    return _as_given(power.assign_attrs(attrs), x)
+    return _as_given(_stating(power, attrs), x)
 
-# %% ../nbs/00_sar.ipynb #9efacd6d
+# %% ../nbs/00_sar.ipynb #40191151
 def to_amplitude(
     x: xr.DataArray | ArrayLike,  # backscatter in dB, power or amplitude
     units: str | None = None,  # "dB" or "1", for plain arrays
@@ -111,9 +121,9 @@ def to_amplitude(
         return _as_given(given, x)
     power = to_power(given)
     attrs = power.attrs | {"quantity": "amplitude", "power_quantity": power.attrs.get("quantity", "intensity")}
-    return _as_given(np.sqrt(power.where(power >= 0)).assign_attrs(attrs), x)
+    return _as_given(_stating(np.sqrt(power.where(power >= 0)), attrs), x)
 
-# %% ../nbs/00_sar.ipynb #3c3dc530
+# %% ../nbs/00_sar.ipynb #be070c5b
 def to_db(
     x: xr.DataArray | ArrayLike,  # backscatter in dB, power or amplitude
     units: str | None = None,  # "dB" or "1", for plain arrays
@@ -126,13 +136,13 @@ def to_db(
     else:
         power = to_power(given)
         db, observed = 10 * np.log10(power.where(power > 0)), power.notnull()
-        db = db.assign_attrs(power.attrs)
+        db = _stating(db, power.attrs)
     attrs = db.attrs | {"units": "dB"}
     if floor_db is not None:
         db, attrs["floor_db"] = xr.where(observed & ~(db > floor_db), floor_db, db).astype(db.dtype), float(floor_db)
-    return _as_given(db.assign_attrs(attrs), x)
+    return _as_given(_stating(db, attrs), x)
 
-# %% ../nbs/00_sar.ipynb #679d2c69
+# %% ../nbs/00_sar.ipynb #1d9a1e2b
 def db_from_digital_number(
     dn: xr.DataArray | ArrayLike,  # digital numbers proportional to amplitude; 0 is no data
     offset_db: float = -83.0,  # calibration offset of the provider, dB
@@ -143,7 +153,7 @@ def db_from_digital_number(
     number = given.astype("float32" if given.dtype.itemsize <= 4 else "float64")
     attrs = {k: v for k, v in given.attrs.items() if k != "quantity"} | {"units": "dB"}
     attrs |= {"quantity": quantity} if quantity else {}
-    return _as_given((20 * np.log10(number.where(number > 0)) + offset_db).assign_attrs(attrs), dn)
+    return _as_given(_stating(20 * np.log10(number.where(number > 0)) + offset_db, attrs), dn)
 
 # %% ../nbs/00_sar.ipynb #7c858e17
 def mean_db_bias(
@@ -153,7 +163,7 @@ def mean_db_bias(
     looks = np.asarray(looks, dtype=float)
     return 10 / np.log(10) * (special.digamma(looks) - np.log(looks))
 
-# %% ../nbs/00_sar.ipynb #69ae855e
+# %% ../nbs/00_sar.ipynb #d5aa6489
 def _back_to(
     power: xr.DataArray,  # linear power
     like: xr.DataArray,  # states the unit and quantity wanted
@@ -161,7 +171,7 @@ def _back_to(
     """Write power in the unit and quantity of another array."""
     out = to_db(power) if like.attrs["units"] == "dB" else power
     out = to_amplitude(power) if like.attrs.get("quantity") == "amplitude" and like.attrs["units"] == "1" else out
-    return out.assign_attrs({k: v for k, v in like.attrs.items() if k != "floor_db"})
+    return _stating(out, {k: v for k, v in like.attrs.items() if k != "floor_db"})
 
 
 def mean_power(
@@ -218,7 +228,7 @@ def multilook(
     out = _back_to(power, given).assign_attrs(looks=float(given.attrs.get("looks", 1)) * rows * columns)
     return _as_given(out, x)
 
-# %% ../nbs/00_sar.ipynb #2134cfca
+# %% ../nbs/00_sar.ipynb #4f2f4d8b
 def _local_mean(
     values: np.ndarray,  # (..., H, W), NaN where not observed
     window: int,  # side, px
@@ -245,9 +255,9 @@ def equivalent_number_of_looks(
         mean = _local_mean(power.values, window)
         variance = _local_mean(power.values**2, window) - mean**2
         enl = power.copy(data=mean**2 / np.where(variance > 0, variance, np.nan))
-    return _as_given(enl.assign_attrs(units="1", long_name="equivalent number of looks"), x)
+    return _as_given(_stating(enl, {"units": "1", "long_name": "equivalent number of looks"}), x)
 
-# %% ../nbs/00_sar.ipynb #fc6360fc
+# %% ../nbs/00_sar.ipynb #bf89aae3
 def backscatter_ratio(
     a: xr.DataArray | ArrayLike,  # numerator
     b: xr.DataArray | ArrayLike,  # denominator, in the same unit
@@ -265,9 +275,9 @@ def backscatter_ratio(
         first, second = to_power(first), to_power(second)
     ratio = first - second if unit == "dB" else first / second.where(second > 0)
     names = "/".join(str(r.name or "?") for r in (first, second))
-    return _as_given(ratio.assign_attrs(units=unit, quantity="ratio", long_name=f"{names} ratio"), a)
+    return _as_given(_stating(ratio, {"units": unit, "quantity": "ratio", "long_name": f"{names} ratio"}), a)
 
-# %% ../nbs/00_sar.ipynb #a5913092
+# %% ../nbs/00_sar.ipynb #68ffddd8
 def add_noise_floor(
     x: xr.DataArray | ArrayLike,  # backscatter without thermal noise
     nesz_db: float | np.ndarray | xr.DataArray,  # noise-equivalent backscatter, dB; broadcasts against x
@@ -275,7 +285,8 @@ def add_noise_floor(
 ) -> xr.DataArray | np.ndarray:  # with the noise power added, in the input's unit
     """Add the power of thermal noise."""
     given = _labelled(x, units)
-    return _as_given(_back_to(to_power(given) + 10 ** (nesz_db / 10), given), x)
+    power = to_power(given)
+    return _as_given(_back_to(_stating(power + 10 ** (nesz_db / 10), power.attrs), given), x)
 
 
 def remove_noise_floor(
@@ -286,6 +297,7 @@ def remove_noise_floor(
 ) -> xr.DataArray | np.ndarray:  # without the noise power, in the input's unit
     """Subtract the power of thermal noise."""
     given = _labelled(x, units)
-    left = (to_power(given) - 10 ** (nesz_db / 10)).assign_attrs(given.attrs | {"units": "1"})
+    power = to_power(given)
+    left = _stating(power - 10 ** (nesz_db / 10), power.attrs)
     out = _back_to(left, given)
     return _as_given(to_db(left, floor_db=floor_db) if out.attrs["units"] == "dB" and floor_db is not None else out, x)
