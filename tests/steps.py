@@ -100,7 +100,7 @@ def wheel(folder: Path) -> None:
     call("uv", "build", "--quiet", "--wheel", "--out-dir", folder / "dist", root)
     call("uv", "venv", "--quiet", "--python", sys.executable, folder / "venv")
     python, (built,) = folder / "venv/bin/python", (folder / "dist").glob("*.whl")
-    call("uv", "pip", "install", "--quiet", "--python", python, built, "pytest")
+    call("uv", "pip", "install", "--quiet", "--python", python, built, "pytest", "hypothesis")
     away = folder / "away"
     away.mkdir()
     paths = [root / "tests" / f"test_{name}.py" for name in ELSEWHERE]

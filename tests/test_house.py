@@ -62,11 +62,14 @@ def test_readme_is_made_from_the_index():
 
 
 def test_layers_contract_is_the_order_of_the_notebooks():
-    (contract,) = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    rank = {name: k for k, layer in enumerate(contract["layers"]) for name in re.findall(r"[\w.]+", layer)}
-    modules = ["sarfm." + p.stem[3:] for p in sorted(LIBRARY, reverse=True)]
-    assert sorted(modules) == sorted(rank), "pyproject.toml lists each notebook's module, and no other"
-    assert [rank[m] for m in modules] == sorted(rank.values())
+    parser = ConfigParser()
+    parser.read(root / ".importlinter")
+    layers = parser["importlinter:contract:layers"]["layers"].split("\n")
+    rank = {name: k for k, layer in enumerate(layers) for name in re.findall(r"[\w.]+", layer)}
+    number = {"sarfm." + path.stem[3:]: int(path.name[:2]) for path in LIBRARY}
+    assert sorted(number) == sorted(rank), ".importlinter lists each notebook's module, and no other"
+    order = [number[module] for module in sorted(rank, key=lambda module: (rank[module], -number[module]))]
+    assert order == sorted(order, reverse=True)
 
 
 # ---- notebooks ----------------------------------------------------------------------------------------------------
