@@ -271,7 +271,7 @@ def test_mistakes_are_named(tmp_path, entry, change, said):
 
 
 def test_yaml_that_builds_objects_is_refused(tmp_path):
-    (tmp_path / "evil.yaml").write_text(f"!!python/object/apply:pathlib.Path.touch ['{tmp_path}/canary']")
+    (tmp_path / "evil.yaml").write_text(f"!!python/object/apply:os.mkdir ['{tmp_path}/canary']")
     with pytest.raises(ValueError, match=r"evil\.yaml is not plain YAML"):
         load_entry(tmp_path / "evil.yaml")
     assert not (tmp_path / "canary").exists()
