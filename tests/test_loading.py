@@ -1,0 +1,212 @@
+"""Loading: every item a pure function of (seed, k), the same from any number of workers, exact after a resume."""
+
+import numpy as np
+import pytest
+import torch
+
+from sarfm.data.contract import InputContract
+from sarfm.data.loading import IGNORE, CropDataset, PatchDataModule, StepSampler, remap_table, turn
+from sarfm.data.patches import write_store
+from sarfm.data.scenes import make_scene
+from sarfm.data.splits import make_split
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    g = np.random.default_rng(0)
+    vv = g.normal(-10, 3, (160, 300)).astype(np.float32)
+    vv[:, :40] = np.nan
+    vv[:70, :90] = np.nan
+    label = g.choice(np.array([10, 20, 95, 77], np.uint8), (160, 300))
+    scene = make_scene(
+        {"vv": vv, "vh": vv - 7},
+        units="dB",
+        quantity="gamma0",
+        labels={"cover": (label, {10: "trees", 20: "shrubs", 95: "mangroves"})},
+    )
+    return write_store(
+        {"a": scene}, tmp_path_factory.mktemp("s") / "s.zarr", size=64, stride=16, progress=False, shard_mb=0.5
+    )
+
+
+@pytest.fixture(scope="module")
+def contract(store):
+    return InputContract.fit(store, range(len(store)), patch_size=8)
+
+
+def same(a, b):
+    """Compare two samples or batches to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in a)
+
+
+def test_items_are_functions_of_seed_and_number(store, contract):
+    rows = np.arange(len(store))
+    first, second = (CropDataset(store, rows, contract, crop=48, label="cover", seed=7) for _ in range(2))
+    order = [5, 10_000, 0, 99_999_999, 5, 3]
+    for k in order:
+        assert same(first[k], second[k])
+    assert all(same(first[k], second[k]) for k in reversed(order))
+    other = CropDataset(store, rows, contract, crop=48, label="cover", seed=8)
+    assert not any(same(first[k], other[k]) for k in range(20))
+    assert len({first[k]["image"].numpy().tobytes() for k in range(500)}) >= 497  # 500 of 260,000 windows
+
+
+def test_every_pass_shows_every_patch_once(store, contract):
+    crops = CropDataset(store, np.arange(10, 40), contract, crop=48)
+    passes = [[crops.patch_of(30 * p + k) for k in range(30)] for p in range(3)]
+    assert all(sorted(p) == list(range(10, 40)) for p in passes) and passes[0] != passes[1]
+
+
+def test_a_crop_holds_the_pixels_of_its_patch(store, contract):
+    crops = CropDataset(store, np.arange(len(store)), contract, crop=40, label="cover", seed=1)
+    for k in range(30):
+        item = crops[k]
+        image = contract.normalise(store.read(item["patch"]), store.read(item["patch"], "valid"))
+        label = store.read(item["patch"], "label_cover")
+        found = False
+        for symmetry in range(8):
+            got = item["image"].numpy()
+            back = next(
+                c
+                for c in range(8)
+                if np.array_equal(turn(turn(np.arange(6).reshape(2, 3), symmetry), c), np.arange(6).reshape(2, 3))
+            )
+            got, mask = turn(got, back), turn(item["mask"].numpy(), back)
+            for top in range(25):
+                for left in range(25):
+                    if np.array_equal(image[:, top, left : left + 40], got[:, 0]) and np.array_equal(
+                        image[:, top : top + 40, left : left + 40], got
+                    ):
+                        codes = label[top : top + 40, left : left + 40]
+                        classes = np.select([codes == 10, codes == 20, codes == 95], [0, 1, 2], IGNORE)
+                        seen = mask != IGNORE
+                        assert np.array_equal(mask[seen], classes[seen])
+                        found = True
+        assert found, k
+
+
+def test_types_and_ignored_labels(store, contract):
+    item = CropDataset(store, np.arange(len(store)), contract, crop=48, label="cover")[0]
+    assert (
+        item["image"].dtype == torch.float32 and item["valid"].dtype == torch.bool and item["mask"].dtype == torch.int64
+    )
+    assert item["image"].shape == (2, 48, 48) and item["mask"].shape == item["valid"].shape == (48, 48)
+    assert set(item["mask"].unique().tolist()) == {0, 1, 2, IGNORE}  # 77 has no meaning
+    assert (item["mask"][~item["valid"]] == IGNORE).all() and (item["image"][:, ~item["valid"]] == 0).all()
+    assert "mask" not in CropDataset(store, [3], contract, crop=48)[0]
+
+
+def test_invalid_windows_are_redrawn(store, contract):
+    crops = CropDataset(store, np.arange(len(store)), contract, crop=24, seed=2)
+    assert min(float(crops[k]["valid"].float().mean()) for k in range(400)) >= 0.5
+    empty = store.index["patch"][store.index["valid_fraction"] == 0].to_numpy()
+    assert len(empty) and not set(empty) & {crops[k]["patch"] for k in range(400)}
+    with pytest.raises(ValueError, match="valid pixels to draw from"):
+        CropDataset(store, empty, contract, crop=24)
+
+
+def test_validation_is_the_centre_in_order(store, contract):
+    crops = CropDataset(store, [5, 9], contract, crop=32, label="cover", augment=False)
+    assert [crops[k]["patch"] for k in range(2)] == [5, 9]
+    image = contract.normalise(store.read(5), store.read(5, "valid"))
+    assert np.array_equal(crops[0]["image"].numpy(), image[:, 16:48, 16:48])
+    with pytest.raises(IndexError):
+        crops[2]
+
+
+def test_codes_become_classes():
+    table = remap_table({255: "flooded", 0: "dry"})
+    assert table[[0, 255]].tolist() == [0, 1] and table[7] == IGNORE and len(table) == 257
+    with pytest.raises(ValueError, match="none negative"):
+        remap_table({-1: "x"})
+
+
+def test_the_eight_symmetries_are_eight():
+    square = np.arange(9).reshape(3, 3)
+    assert len({turn(square, k).tobytes() for k in range(8)}) == 8
+    assert np.array_equal(turn(square, 0), square)
+
+
+def test_steps_are_handed_out_in_order_and_from_any_epoch():
+    sampler = StepSampler(steps=11, batch=3, epoch_steps=4)
+    whole = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        assert len(sampler) == len(list(sampler))
+        whole += list(sampler)
+    assert whole == list(range(33))
+    resumed = StepSampler(steps=11, batch=3, epoch_steps=4)
+    resumed.set_epoch(2)
+    assert list(resumed) == whole[24:]
+
+
+def module(store, contract, **changes):
+    """Make a data module with small numbers."""
+    split = make_split(store.index, "region", fractions={"train": 0.5, "val": 0.25, "test": 0.25})
+    arguments = dict(crop=48, batch_size=4, steps_per_epoch=5, label="cover", seed=3)
+    return PatchDataModule(store, split, contract, **{**arguments, **changes})
+
+
+def test_workers_change_nothing(store, contract):
+    alone, helped = module(store, contract), module(store, contract, workers=2)
+    for name in ("train_dataloader", "val_dataloader"):
+        a, b = getattr(alone, name)(), getattr(helped, name)()
+        for epoch in range(2):
+            for loader in (a, b):
+                if hasattr(loader.sampler, "set_epoch"):
+                    loader.sampler.set_epoch(epoch)
+            batches = list(zip(a, b, strict=True))
+            assert batches and all(same(x, y) for x, y in batches)
+
+
+def test_parts_do_not_mix_and_labels_can_be_few(store, contract):
+    data = module(store, contract, train_rows=[0, 1, 20])
+    seen = {int(p) for batch in data.train_dataloader() for p in batch["patch"]}
+    assert seen <= {0, 1, 20} and not seen & set(data.rows("test"))
+    assert sum(len(b["patch"]) for b in data.test_dataloader()) == len(data.rows("test"))
+
+
+def test_lightning_moves_the_sampler(store, contract):
+    import lightning as L
+
+    class Sees(L.LightningModule):
+        """Record which patches come."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight, self.seen = torch.nn.Parameter(torch.zeros(1)), []
+
+        def training_step(self, batch):
+            self.seen.append(batch["image"].sum().item())
+            return (self.weight * batch["image"].mean()).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    task = Sees()
+    silent = dict(
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, barebones=False
+    )
+    trainer = L.Trainer(max_epochs=3, accelerator="cpu", limit_val_batches=0, **silent)
+    data = module(store, contract)
+    trainer.fit(task, datamodule=data)
+    crops = data.dataset("train")
+    wanted = [sum(crops[4 * s + k]["image"].double().sum().item() for k in range(4)) for s in range(15)]
+    assert np.allclose(task.seen, wanted, atol=0.5) and len(set(task.seen)) == 15
+
+
+WRONG = {
+    "crop": (dict(crop=96), "from 1 to the patch size 64"),
+    "label": (dict(label="ice"), "has no label 'ice'; it holds"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_arguments(store, contract, case):
+    change, message = WRONG[case]
+    with pytest.raises(ValueError, match=message):
+        CropDataset(store, [1], contract, **{"crop": 48, **change})
+    with pytest.raises(ValueError, match="Prepare a store that fits"):
+        CropDataset(store, [1], contract.model_copy(update={"channels": ["hh", "hv"]}), crop=48)
+    with pytest.raises(ValueError, match="at least 1"):
+        StepSampler(0, 1, 1)

@@ -1,0 +1,413 @@
+"""The patch store: exact, checked, whole or nothing; by one writer; from any process."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from sarfm.data.patches import DatedScenes, open_store, prepare_store, restore, write_store
+from sarfm.data.scenes import make_scene
+from sarfm.data.shards import map_shard, write_shard
+from sarfm.data.store import patch_corners
+from sarfm.data.windows import window_starts
+from sarfm.files import CorruptData, StoreLocked
+
+
+def a_scene(height=150, width=203, dates=None, place="crs", seed=0, mask=False):
+    """Make a scene with holes, of any kind."""
+    g = np.random.default_rng(seed)
+    shape = (height, width) if dates is None else (dates, height, width)
+    vv = g.normal(-10, 3, shape).astype(np.float32)
+    vh = (vv - 7 + g.normal(0, 1, shape)).astype(np.float32)
+    vv[g.random(shape) < 0.02] = np.nan
+    vh[..., :20, :60] = np.nan
+    label = g.integers(1, 4, (height, width)).astype(np.int16)
+    where = {"crs": dict(crs="EPSG:32650", transform=(10.0, 0, 3e5 + 0.1, 0, -10.0, 1e6 / 3)), "none": {}}
+    r, c = (v.ravel() for v in np.meshgrid([0, 75, 150], [0, 100, 203], indexing="ij"))
+    where["gcps"] = dict(gcps=np.stack([r, c, -30 + 0.01 * c + 0.002 * r, 80 - 0.004 * r], axis=1))
+    return make_scene(
+        {"vv": vv, "vh": vh},
+        units="dB",
+        quantity="gamma0",
+        times=None if dates is None else ["2017-01-05", "2018-02-01", "2018-03-01"][:dates],
+        valid=g.random(shape) < 0.9 if mask else None,
+        labels={"cover": (label, {1: "water", 2: "forest", 3: "cleared land"})},
+        attrs={"attribution": 'a "quoted" <name>', "looks": np.float64(4.4)},
+        **where[place],
+    )
+
+
+KINDS = {
+    "plain": dict(),
+    "dates": dict(dates=3),
+    "tie points": dict(place="gcps"),
+    "no place": dict(place="none"),
+    "mask over data": dict(mask=True),
+    "mask over dates": dict(mask=True, dates=2),
+    "smaller than a patch": dict(height=40, width=31),
+    "one row": dict(height=1, width=64),
+}
+
+
+@pytest.mark.parametrize("stride", [64, 48, 23])
+@pytest.mark.parametrize("kind", KINDS)
+def test_restore_of_cut_is_identical(tmp_path, kind, stride):
+    scene = a_scene(**KINDS[kind])
+    store = write_store(
+        {"a": scene, "b": scene}, tmp_path / "s.zarr", size=64, stride=stride, progress=False, shard_mb=1
+    )
+    for name in "ab":
+        again = restore(store, name)
+        xr.testing.assert_identical(again, scene)
+        for variable in scene.variables:
+            assert again[variable].dtype == scene[variable].dtype
+            if scene[variable].dtype.kind in "fiub":
+                assert again[variable].to_numpy().tobytes() == scene[variable].to_numpy().tobytes(), variable
+    assert len(store.verify()) == 0
+
+
+def test_crs_and_bounds_come_back(tmp_path):
+    import rioxarray  # noqa: F401
+
+    scene = a_scene()
+    again = restore(write_store({"a": scene}, tmp_path / "s.zarr", size=64, progress=False), "a")
+    assert again.rio.crs == scene.rio.crs and again.rio.bounds() == scene.rio.bounds()
+    assert again.rio.transform() == scene.rio.transform()
+
+
+def test_dates_as_scenes(tmp_path):
+    scene = a_scene(dates=3)
+    store = write_store({"a": scene}, tmp_path / "s.zarr", size=64, times="scenes", progress=False)
+    assert store.channels == ["vv", "vh"] and set(store.index["scene"]) == {"a@0", "a@1", "a@2"}
+    xr.testing.assert_identical(restore(store, "a@1"), scene.isel(time=1))
+
+
+def test_a_part_of_the_channels(tmp_path):
+    scene = a_scene(dates=2)
+    store = write_store(
+        {"a": scene}, tmp_path / "s.zarr", size=64, channels=["vv@0", "vv@1"], labels=[], progress=False
+    )
+    xr.testing.assert_identical(restore(store, "a"), scene.drop_vars(["vh", "cover"]))
+
+
+def test_a_lazy_scene_gives_the_same_store(tmp_path):
+    scene = a_scene()
+    eager = write_store({"a": scene}, tmp_path / "e.zarr", size=64, progress=False)
+    lazy = write_store({"a": scene.chunk(y=32, x=50)}, tmp_path / "l.zarr", size=64, progress=False)
+    for array in eager.arrays:
+        for k in range(len(eager)):
+            assert eager.read(k, array).tobytes() == lazy.read(k, array).tobytes()
+
+
+def test_any_zarr_reader_reads_it(tmp_path):
+    store = write_store({"a": a_scene(dates=2)}, tmp_path / "s.zarr", size=64, stride=50, progress=False, shard_mb=0.5)
+    group = zarr.open_group(store.path, mode="r")
+    assert len(list((store.path / "image" / "c").iterdir())) >= 2
+    for array in store.arrays:
+        ours = np.stack([store.read(k, array) for k in range(len(store))])
+        assert np.array_equal(group[array][:], ours, equal_nan=ours.dtype.kind == "f")
+
+
+def test_index_and_corners(tmp_path):
+    scene = a_scene()
+    store = write_store({"a": scene}, tmp_path / "s.zarr", size=64, stride=48, progress=False)
+    p = store.index.iloc[-1]
+    inner = scene.isel(y=slice(p.row, p.row + p.height), x=slice(p.col, p.col + p.width))
+    assert p.y_max - p.y_min == pytest.approx(10 * p.height) and p.x_max == pytest.approx(float(inner.x[-1]) + 5)
+    assert store.index["valid_fraction"].iloc[-1] == pytest.approx(float(inner.valid.sum()) / 64**2)
+    corners = patch_corners(store, 0)
+    assert corners[0, 0] < corners[1, 0] and corners[0, 1] > corners[3, 1]
+    swath = write_store({"a": a_scene(place="gcps")}, tmp_path / "g.zarr", size=64, progress=False)
+    assert patch_corners(swath, 0)[0] == pytest.approx([-30, 80], abs=1e-3)
+    nowhere = write_store({"a": a_scene(place="none")}, tmp_path / "n.zarr", size=64, progress=False)
+    with pytest.raises(ValueError, match="neither a CRS nor tie points"):
+        patch_corners(nowhere, 0)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
+def test_windows_cover_everything(length):
+    for stride in (1, 17, 64):
+        starts = window_starts(length, 64, stride)
+        assert starts[0] == 0 and starts[-1] + 64 >= length and (len(starts) == 1 or starts[-2] + 64 < length)
+
+
+def damage(store_path, kind, g):
+    """Spoil a store in one way; say which files."""
+    shards = sorted((store_path / "image" / "c").rglob("0")) + sorted((store_path / "label_cover" / "c").rglob("0"))
+    shards = [s for s in shards if s.is_file()]
+    victim = shards[g.integers(len(shards))]
+    raw = bytearray(victim.read_bytes())
+    at = int(g.integers(len(raw)))
+    if kind == "bit":
+        raw[at] ^= 1 << int(g.integers(8))
+    elif kind == "zeros":
+        raw[at : at + 4096] = bytes(len(raw[at : at + 4096]))
+    elif kind == "cut":
+        raw = raw[:at]
+    elif kind == "empty":
+        raw = bytearray()
+    elif kind == "swap":
+        a, b = (store_path / f"image/c/{k}/0/0/0" for k in (0, 1))
+        first = a.read_bytes()
+        a.write_bytes(b.read_bytes())
+        b.write_bytes(first)
+        return
+    if kind == "gone":
+        victim.unlink()
+    else:
+        victim.write_bytes(raw)
+
+
+@pytest.mark.parametrize("kind", ["bit", "zeros", "cut", "empty", "swap", "gone"])
+def test_damage_is_always_found(tmp_path, kind):
+    original = write_store({"a": a_scene()}, tmp_path / "s.zarr", size=64, stride=32, progress=False, shard_mb=0.3)
+    right = {(a, k): original.read(k, a).tobytes() for a in original.arrays for k in range(len(original))}
+    g = np.random.default_rng(5)
+    for trial in range(40 if kind == "bit" else 8):
+        path = tmp_path / f"{trial}.zarr"
+        shutil.copytree(original.path, path)
+        damage(path, kind, g)
+        found = []
+        try:
+            store = open_store(path)
+        except CorruptData as error:
+            found.append(str(error))
+        else:
+            for (array, k), wanted in right.items():
+                try:
+                    assert store.read(k, array).tobytes() == wanted, "silently wrong"
+                except CorruptData as error:
+                    found.append(str(error))
+        assert found or kind == "zeros", kind  # zeros over zeros of a label change nothing
+        assert all(str(path) in text for text in found)
+        shutil.rmtree(path)
+
+
+def test_the_error_names_path_patch_and_array(tmp_path):
+    store = write_store({"a": a_scene()}, tmp_path / "s.zarr", size=64, progress=False)
+    file = store.path / "image/c/0/0/0/0"
+    raw = bytearray(file.read_bytes())
+    raw[3 * (2 * 64 * 64 * 4 + 4) + 100] ^= 4
+    file.write_bytes(raw)
+    with pytest.raises(CorruptData, match=r"s\.zarr/image/c/0/0/0/0.*'image'.*patch 3"):
+        open_store(store.path).read(3)
+    assert open_store(store.path).verify()[["patch", "array"]].to_numpy().tolist() == [[3, "image"]]
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "index.parquet", "checksums.parquet", "scenes.json", "image/zarr.json"])
+def test_changed_metadata_is_refused(tmp_path, name):
+    store = write_store({"a": a_scene()}, tmp_path / "s.zarr", size=64, progress=False)
+    with open(store.path / name, "ab") as file:
+        file.write(b" ")
+    with pytest.raises(CorruptData, match=name):
+        open_store(store.path)
+
+
+def test_what_is_not_a_store(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no patch store"):
+        open_store(tmp_path / "none.zarr")
+    store = write_store({"a": a_scene()}, tmp_path / "s.zarr", size=64, progress=False)
+    manifest = json.loads((store.path / "COMPLETE.json").read_text())
+    (store.path / "COMPLETE.json").write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(ValueError, match="update sarfm"):
+        open_store(store.path)
+    (store.path / "COMPLETE.json").unlink()
+    with pytest.raises(ValueError, match="incomplete.*[Rr]esume"):
+        open_store(store.path)
+
+
+def write_six(path):
+    """Write a store of six scenes, in a child."""
+    write_store({f"s{k}": a_scene(200, 200, seed=k) for k in range(6)}, path, **SIX)
+
+
+SIX = dict(size=64, stride=32, progress=False, shard_mb=0.5)
+
+
+def start_writer(path):
+    """Start a process that writes a store."""
+    process = multiprocessing.get_context("fork").Process(target=write_six, args=(path,))
+    process.start()
+    return process
+
+
+def digests(path):
+    """Hash every file of a store."""
+    from sarfm.files import sha256
+
+    return {p.relative_to(path).as_posix(): sha256(p) for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def test_killed_writers_leave_nothing_that_opens_and_continue(tmp_path):
+    begin = time.monotonic()
+    write_six(tmp_path / "whole.zarr")
+    seconds, wanted = time.monotonic() - begin, digests(tmp_path / "whole.zarr")
+    g, seen = np.random.default_rng(int(os.environ.get("SARFM_KILL_SEED", "1"))), []
+    kills = int(os.environ.get("SARFM_KILLS", "6"))
+    for trial in range(kills):
+        path = tmp_path / f"{trial // 3}.zarr"  # killed up to three times
+        writer = start_writer(path)
+        time.sleep(g.uniform(0.02, 1.1) * seconds)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        try:
+            assert len(open_store(path).verify()) == 0
+            seen.append("complete")
+        except FileNotFoundError:
+            seen.append("absent")
+        except ValueError as error:
+            assert "incomplete" in str(error) and "Resume" in str(error)
+            seen.append("incomplete")
+    assert "incomplete" in seen, seen
+    for path in {tmp_path / f"{trial // 3}.zarr" for trial in range(kills)}:
+        write_six(path)
+        assert digests(path) == wanted
+    assert not [p for p in tmp_path.iterdir() if p.name.endswith((".partial", ".lock"))]
+
+
+def test_what_is_finished_is_kept_and_changed_data_start_over(tmp_path):
+    class Stops(DatedScenes):
+        """Fail when the third date is cut."""
+
+        visits = 0
+
+        def __getitem__(self, name):
+            self.visits += name == "a@2"
+            if self.visits == 2:
+                raise OSError("gone")
+            return super().__getitem__(name)
+
+    arguments = dict(size=64, progress=False, shard_mb=0.1)
+    with pytest.raises(OSError, match="gone"):
+        write_store(Stops({"a": a_scene(dates=3)}), tmp_path / "s.zarr", **arguments)
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "s.zarr.partial" / "image").rglob("0") if p.is_file()}
+    assert len(kept) > 2
+    changed = a_scene(dates=3, seed=9)
+    shutil.copytree(tmp_path / "s.zarr.partial", tmp_path / "c.zarr.partial")
+    store = write_store(DatedScenes({"a": a_scene(dates=3)}), tmp_path / "s.zarr", **arguments)
+    for file, mtime in kept.items():
+        assert (store.path / file.relative_to(tmp_path / "s.zarr.partial")).stat().st_mtime_ns == mtime
+    other = write_store(DatedScenes({"a": changed}), tmp_path / "c.zarr", **arguments)
+    xr.testing.assert_identical(restore(other, "a@0"), changed.isel(time=0))
+
+
+def test_second_writer_is_refused(tmp_path):
+    path, holder = tmp_path / "s.zarr", tmp_path / "s.zarr.lock"
+    writer = start_writer(path)
+    try:
+        while not (holder.exists() and holder.read_text().startswith(f"{writer.pid} ")):
+            assert writer.is_alive()
+            time.sleep(0.001)
+        os.kill(writer.pid, signal.SIGSTOP)  # so that it still writes when we try
+        for _ in range(20):
+            with pytest.raises(StoreLocked, match=str(writer.pid)):
+                write_store({"a": a_scene()}, path, size=64, progress=False)
+    finally:
+        os.kill(writer.pid, signal.SIGCONT)
+        writer.join()
+    assert len(open_store(path).verify()) == 0
+
+
+def test_writing_again_opens_and_another_cut_is_refused(tmp_path):
+    scenes = {"a": a_scene()}
+    first = write_store(scenes, tmp_path / "s.zarr", size=64, progress=False)
+    mtime = (first.path / "COMPLETE.json").stat().st_mtime_ns
+    assert len(write_store(scenes, tmp_path / "s.zarr", size=64, progress=False)) == len(first)
+    assert (first.path / "COMPLETE.json").stat().st_mtime_ns == mtime
+    with pytest.raises(FileExistsError, match="another cut"):
+        write_store(scenes, tmp_path / "s.zarr", size=32, progress=False)
+
+
+def reader(store, patches, queue):
+    """Read patches in a child."""
+    queue.put([store.read(k).tobytes() == store_bytes for k, store_bytes in patches])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_stores_opened_before_a_fork_read_right(tmp_path, method):
+    store = write_store({"a": a_scene()}, tmp_path / "s.zarr", size=64, stride=32, progress=False, shard_mb=0.2)
+    right = [(k, store.read(k).tobytes()) for k in range(len(store))]
+    context = multiprocessing.get_context(method)
+    queue = context.SimpleQueue()
+    children = [
+        context.Process(target=reader, args=(store, right * (20 if method == "fork" else 2), queue)) for _ in range(2 if method == "fork" else 1)
+    ]
+    for child in children:
+        child.start()
+    assert all(all(queue.get()) for _ in children)
+    for child in children:
+        child.join()
+
+
+def test_bounded_number_of_maps(tmp_path):
+    store = write_store({"a": a_scene()}, tmp_path / "s.zarr", size=32, progress=False, shard_mb=0.001)
+    store.MAPPED = 3
+    view = store.read(0)
+    before = view.copy()
+    for k in range(len(store)):
+        store.read(k)
+    assert len(store._open) == 3 and np.array_equal(view, before, equal_nan=True)
+    assert not view.flags.writeable
+
+
+BAD = {
+    "units": (lambda s: {"a": s, "b": s.sar.to_power()}, {}, "scene 'b' has units '1', the first scene 'dB'"),
+    "channel": (lambda s: {"a": s}, dict(channels=["hh"]), r"has no \['hh'\]; it holds \['vv', 'vh'\]"),
+    "label": (lambda s: {"a": s}, dict(labels=["ice"]), r"has no label \['ice'\]"),
+    "stride": (lambda s: {"a": s}, dict(stride=65), "stride is in pixels"),
+    "times": (lambda s: {"a": s}, dict(times="both"), "times is 'channels'"),
+    "none": (lambda s: {}, {}, "at least one scene"),
+    "all NaN": (lambda s: {"a": s.assign(valid=s.valid & False)}, {}, "not one pixel is valid"),
+    "valid NaN": (lambda s: {"a": s.assign(valid=s.valid | True)}, {}, "valid is True where"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_and_leaves_nothing(tmp_path, case):
+    scenes, arguments, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        write_store(scenes(a_scene()), tmp_path / "s.zarr", **{"size": 64, "progress": False, **arguments})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_refuse_too_much(tmp_path):
+    with pytest.raises(ValueError, match="at most 2 chunks"):
+        write_shard(tmp_path / "s", np.zeros((3, 4)), slots=2)
+    with pytest.raises(CorruptData, match="missing or empty"):
+        map_shard(tmp_path / "s", slots=2)
+
+
+def test_prepare_store_uses_its_cache(tmp_path):
+    first = prepare_store("borneo", size=64, stride=64, cache=tmp_path, progress=False)
+    mtime = (first.path / "COMPLETE.json").stat().st_mtime_ns
+    again = prepare_store("borneo", size=64, stride=64, cache=tmp_path, progress=False)
+    assert again.path == first.path and (again.path / "COMPLETE.json").stat().st_mtime_ns == mtime
+    assert prepare_store("borneo", size=64, stride=32, cache=tmp_path, progress=False).path != first.path
+
+
+def test_a_crop_is_read_quickly(tmp_path):
+    """At least 5 times faster than zarr-python (15 times when nothing else runs); the notebook holds the exact numbers."""
+    g = np.random.default_rng(0)
+    scene = make_scene(
+        {p: g.normal(size=(1024, 1024)).astype(np.float32) for p in ("vv", "vh")}, units="dB", quantity="gamma0"
+    )
+    store = write_store({"a": scene}, tmp_path / "s.zarr", size=256, progress=False)
+    general = zarr.open_array(store.path / "image", mode="r")
+    ours, theirs = [], []
+    for _ in range(5):
+        start = time.process_time()
+        for k in range(16):
+            store.read(k)[:, 5:229, 7:231].copy()
+        middle = time.process_time()
+        for k in range(16):
+            general[k, :, 5:229, 7:231]
+        ours.append(middle - start)
+        theirs.append(time.process_time() - middle)
+    assert np.median(theirs) > 5 * np.median(ours)
