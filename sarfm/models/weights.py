@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['KINDS', 'build_model', 'check_fit', 'save_model', 'read_card', 'read_tensors', 'load_model', 'load_encoder']
 
-# %% ../../nbs/37_models.weights.ipynb #b303fb05
+# %% ../../nbs/37_models.weights.ipynb #a32bfff7
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -83,7 +84,7 @@ def save_model(
     write_json(folder / "model.json", card)
     return folder
 
-# %% ../../nbs/37_models.weights.ipynb #8d938755
+# %% ../../nbs/37_models.weights.ipynb #7ed5719f
 def read_card(
     folder: str | Path,  # holds model.json and model.safetensors
 ) -> tuple[dict, "InputContract"]:  # the model's configuration and its input contract
@@ -107,6 +108,8 @@ def read_card(
     try:
         config, contract = {"kind": card["kind"], **card["config"]}, InputContract.model_validate(card["contract"])
         check_fit(config, contract, str(card_path))
+    except ValidationError as error:
+        raise CorruptData(f"{card_path} holds no valid input contract: {error}. Copy it again.") from error
     except (TypeError, KeyError) as error:
         raise CorruptData(f"{card_path} does not describe a model: {error!r}. Copy it again.") from error
     return config, contract
