@@ -13,15 +13,16 @@ from html import escape
 from pathlib import Path
 
 SECTIONS = [("tutorials", "Tutorials"), ("runs", "Runs"), ("explanations", "Explanations"), ("gallery", "Gallery")]
+FIRST = ("runs/pretrain", "runs/finetune", "tutorials/first_pretraining")  # before the others of their section
 LAYERS = {
-    "0": ("Foundations", "units, speckle, files"),
-    "1": ("Scenes", "from files to scenes"),
-    "2": ("Patches", "from scenes to batches"),
-    "3": ("Models", "tokens, masks, encoders, methods"),
-    "4": ("Training", "losses, schedules, tasks"),
-    "5": ("Evaluation", "scores with intervals, prediction, tables"),
-    "6": ("Seeing", "figures, maps, panels, widgets"),
-    "7": ("Running", "run folders, sweeps, the command line"),
+    "0": "Foundations",
+    "1": "Scenes and stores",
+    "2": "Patches",
+    "3": "Models",
+    "4": "Training",
+    "5": "Evaluation",
+    "6": "Seeing",
+    "7": "Running",
 }
 ELSEWHERE = {  # types of other packages, linked to their documentation
     "Tensor": "https://docs.pytorch.org/docs/stable/tensors.html",
@@ -96,7 +97,7 @@ def parameters(node: Function, notes: dict[int, str]) -> list[tuple[str, str, st
     return rows
 
 
-def fields(node: ast.ClassDef, notes: dict[int, str]) -> list[tuple[str, str, str, str]]:
+def fields(node: ast.ClassDef | ast.Module, notes: dict[int, str]) -> list[tuple[str, str, str, str]]:
     """List the annotated fields of a dataclass or a pydantic model, whose meaning may stand in `Field`."""
     rows = []
     for n in node.body:
@@ -104,7 +105,10 @@ def fields(node: ast.ClassDef, notes: dict[int, str]) -> list[tuple[str, str, st
             continue
         given = {k.arg: k.value for k in n.value.keywords} if isinstance(n.value, ast.Call) else {}
         said = getattr(given.get("description"), "value", "")
-        default = "" if n.value is None or said else ast.unparse(n.value)
+        value = n.value
+        if isinstance(value, ast.Call) and ast.unparse(value.func) in ("Field", "field"):
+            value = given.get("default", next(iter(value.args), None))
+        default = "" if value is None or ast.unparse(value) == "..." else ast.unparse(value)
         rows.append((ast.unparse(n.target), ast.unparse(n.annotation), default, notes.get(n.end_lineno, "") or said))
     return rows
 
@@ -234,9 +238,11 @@ def code(cell: dict, links: Links) -> list[dict]:
     tags = [tag for name, tag in TAGS.items() if name in found] + (
         ["remove-input"] if found.get("echo") == "false" else []
     )
-    if "parameters" in cell["metadata"].get("tags", []):
-        tags.append("sarfm-parameters")
     described, prompt = [], "Source"
+    if "parameters" in cell["metadata"].get("tags", []):
+        given = fields(ast.parse(source), comments(source))
+        described = [markdown(f"::::{{rst-class}} sarfm-parameters\n{table(given, links)}\n::::")]
+        tags.append("hide-input")
     if "export" in found or "exports" in found:
         body, notes = ast.parse(source).body, comments(source)
         described = [markdown(api(node, notes, links)) for node in public(body)]
@@ -287,7 +293,10 @@ def contents(app) -> str:
     shown, trees = [], []
     tree = lambda caption, names: "\n".join([":::{toctree}", ":hidden:", f":caption: {caption}", "", *names, ":::", ""])
     for folder, caption in SECTIONS:
-        names = [d for d in docs if d.startswith(folder + "/")]
+        names = sorted(
+            (d for d in docs if d.startswith(folder + "/")),
+            key=lambda d: (d not in FIRST, FIRST.index(d) if d in FIRST else 0, d),
+        )
         if not names:
             continue
         cards = []
@@ -305,13 +314,13 @@ def contents(app) -> str:
         trees.append(tree(caption, names))
     library = [d for d in docs if re.match(r"\d\d_", d)]
     lines = ["| Layer | Module | What it is for |", "|---|---|---|"] if library else []
-    for digit, (caption, _) in LAYERS.items():
+    for digit, caption in LAYERS.items():
         names = [d for d in library if d.startswith(digit)]
         for at, name in enumerate(names):
             what, says, _ = heading(source / f"{name}.ipynb")
             layer = f"**{caption}**" if at == 0 else ""
             lines.append(
-                f"| {layer} | [`{name.partition('_')[2]}`]({name}.ipynb) | {what}: {says.replace('|', chr(92) + '|')} |"
+                f"| {layer} | [`{name.partition('_')[2]}`]({name}.ipynb) | **{what}.** {says.replace('|', chr(92) + '|')} |"
             )
         if names:
             trees.append(tree(caption, names))
