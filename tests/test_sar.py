@@ -16,7 +16,9 @@ def band(values, units="dB", quantity="sigma0", name="vv"):
     return xr.DataArray(values, dims=dims, name=name, attrs={"units": units, "quantity": quantity})
 
 
-finite_db = hnp.arrays("float64", hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=12), elements=st.floats(-60, 30))
+finite_db = hnp.arrays(
+    "float64", hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=12), elements=st.floats(-60, 30)
+)
 
 
 @settings(max_examples=50, deadline=None)
@@ -57,7 +59,11 @@ def test_nan_stays_nan_and_floor_is_declared():
         (lambda: sar.to_power(band([1.0, 2.0], "1", "digital_number")), sar.UnknownUnit, "calibrate"),
         (lambda: sar.multilook(band(np.ones((4, 4)), "1", "digital_number"), 2), sar.UnknownUnit, "calibrate"),
         (lambda: sar.to_db(band([1.0, 2.0]), units="1"), sar.MixedUnits, "vv states 'dB'"),
-        (lambda: sar.backscatter_ratio(band([1.0, 2.0]), band([1.0, 2.0], "1", name="vh")), sar.MixedUnits, "'vh': '1'"),
+        (
+            lambda: sar.backscatter_ratio(band([1.0, 2.0]), band([1.0, 2.0], "1", name="vh")),
+            sar.MixedUnits,
+            "'vh': '1'",
+        ),
         (lambda: sar.speckle((4, 4), -1), ValueError, "looks"),
         (lambda: sar.speckle((4,), 1, 2.0), ValueError, "correlation_px"),
         (lambda: sar.multilook(band(np.ones((4, 4))), 0), ValueError, "block"),
@@ -113,7 +119,12 @@ def test_noise_floor_is_exact_in_power_for_any_unit():
 
 def test_dask_stays_lazy():
     x = band(da.full((64, 64), -12.0, chunks=16, dtype="float32"))
-    for out in (sar.to_power(x), sar.to_db(sar.to_power(x), floor_db=-30), sar.multilook(x, 4), sar.add_noise_floor(x, -22.0)):
+    for out in (
+        sar.to_power(x),
+        sar.to_db(sar.to_power(x), floor_db=-30),
+        sar.multilook(x, 4),
+        sar.add_noise_floor(x, -22.0),
+    ):
         assert out.chunks is not None and np.isfinite(out.compute()).all()
 
 
@@ -123,7 +134,9 @@ def test_enl_of_local_windows_skips_what_is_not_observed():
     enl = sar.equivalent_number_of_looks(power, window=21, units="1")
     assert np.isnan(enl[:30]).all() and np.nanmedian(enl[60:]) == pytest.approx(3, abs=0.2)
     assert sar.equivalent_number_of_looks(power, units="1") == pytest.approx(3, abs=0.15)
-    assert np.isnan(sar.equivalent_number_of_looks(np.ones((9, 9)), window=3, units="1")).all()  # no variance: no estimate
+    assert np.isnan(
+        sar.equivalent_number_of_looks(np.ones((9, 9)), window=3, units="1")
+    ).all()  # no variance: no estimate
 
 
 def test_digital_numbers_become_decibels():

@@ -35,7 +35,13 @@ def image(*shape):
 
 def write(path, values, descriptions=None, tags=None, gcps=None, **profile):
     values = values if values.ndim == 3 else values[None]
-    profile = {"driver": "GTiff", "count": len(values), "height": values.shape[1], "width": values.shape[2], "dtype": values.dtype} | profile
+    profile = {
+        "driver": "GTiff",
+        "count": len(values),
+        "height": values.shape[1],
+        "width": values.shape[2],
+        "dtype": values.dtype,
+    } | profile
     if gcps is None and profile["driver"] == "GTiff" and "crs" not in profile:
         profile |= {"crs": UTM["crs"], "transform": rasterio.Affine(*UTM["transform"])}
     with warnings.catch_warnings(action="ignore"), rasterio.open(path, "w", **profile) as out:
@@ -53,8 +59,18 @@ def write(path, values, descriptions=None, tags=None, gcps=None, **profile):
 
 def test_make_scene_states_everything():
     codes = np.array([[0, 1, 2, 2]] * 3, "uint8")
-    scene = make_scene({"VV": image(3, 4), "VH": image(3, 4)}, **DB, **UTM, labels={"cover": (codes, {1: "open water", 2: "ice"})}, attrs={"sensor": "S1"})
-    assert list(scene.data_vars) == ["vv", "vh", "valid", "cover"] and scene.vv.dtype == np.float32 and scene.attrs["sensor"] == "S1"
+    scene = make_scene(
+        {"VV": image(3, 4), "VH": image(3, 4)},
+        **DB,
+        **UTM,
+        labels={"cover": (codes, {1: "open water", 2: "ice"})},
+        attrs={"sensor": "S1"},
+    )
+    assert (
+        list(scene.data_vars) == ["vv", "vh", "valid", "cover"]
+        and scene.vv.dtype == np.float32
+        and scene.attrs["sensor"] == "S1"
+    )
     assert scene.y.values.tolist() == [4999995, 4999985, 4999975] and scene.x.values[0] == 500005
     assert label_names(scene) == ["cover"] and flag_meanings(scene.cover) == {1: "open water", 2: "ice"}
     assert scene.sar.units == "dB" and scene.sar.quantity == "sigma0" and scene.sar.polarisations == ["vv", "vh"]
@@ -83,7 +99,11 @@ def test_channels_are_date_by_date():
     assert channel_names(scene) == ["vh@0", "vv@0", "vh@1", "vv@1"]
     assert scene.time.values[0] == np.datetime64("2017-01-24")
     stacked = stack_channels(scene, ["vv@1", "vh@0"])
-    assert stacked.dims == ("channel", "y", "x") and stacked.dtype == np.float32 and stacked.channel.values.tolist() == ["vv@1", "vh@0"]
+    assert (
+        stacked.dims == ("channel", "y", "x")
+        and stacked.dtype == np.float32
+        and stacked.channel.values.tolist() == ["vv@1", "vh@0"]
+    )
     assert (stacked[0].values == scene.vv[1].values).all() and (stacked[1].values == scene.vh[0].values).all()
     named = make_scene({"vv": image(2, 3, 4)}, **DB, times=["before", "after"])
     assert named.time.values.tolist() == ["before", "after"]
@@ -123,11 +143,19 @@ def test_check_scene_lists_everything_wrong():
 def test_accessor_looks_ratio_power():
     cover = np.zeros((6, 9), "uint8")
     cover[:, 4:] = 3
-    scene = make_scene({"vv": image(6, 9), "vh": image(6, 9)}, **DB, **UTM, labels={"cover": (cover, {0: "a", 3: "b"})}, attrs={"looks": 4.0})
+    scene = make_scene(
+        {"vv": image(6, 9), "vh": image(6, 9)},
+        **DB,
+        **UTM,
+        labels={"cover": (cover, {0: "a", 3: "b"})},
+        attrs={"looks": 4.0},
+    )
     fewer = check_scene(scene.sar.looks(3))
     assert dict(fewer.sizes) == {"y": 2, "x": 3} and fewer.attrs["looks"] == 36 and fewer.sar.spacing_m == 30
     assert fewer.cover.values.tolist() == [[0, 3, 3]] * 2 and flag_meanings(fewer.cover) == {0: "a", 3: "b"}
-    assert np.allclose(scene.sar.ratio(), scene.vh - scene.vv) and np.allclose(scene.sar.to_power().sar.to_db().vv, scene.vv, atol=1e-4)
+    assert np.allclose(scene.sar.ratio(), scene.vh - scene.vv) and np.allclose(
+        scene.sar.to_power().sar.to_db().vv, scene.vv, atol=1e-4
+    )
     with pytest.raises(ValueError, match="window inside"):
         scene.sar.window(0, 0, 7, 9)
     with pytest.raises(ValueError, match="two of"):
@@ -139,7 +167,9 @@ def test_spacing():
     assert at(**UTM) == 10 and at() is None
     assert spacing_m(make_scene({"vv": image(9, 9)}, **DB, attrs={"spacing_m": 80})) == 80
     assert at(crs=4326, transform=(1e-4, 0, 20, 0, -1e-4, 60)) == pytest.approx(7.88, abs=0.05)
-    assert at(crs="EPSG:2263", transform=(100, 0, 1e6, 0, -100, 2e5)) == pytest.approx(30.48, abs=0.01)  # US survey feet
+    assert at(crs="EPSG:2263", transform=(100, 0, 1e6, 0, -100, 2e5)) == pytest.approx(
+        30.48, abs=0.01
+    )  # US survey feet
 
 
 @pytest.mark.parametrize("epsg", [3413, 3031])
@@ -161,7 +191,9 @@ def test_swath_over_the_pole(epsg):
 
 
 def test_a_whole_swath_scene_is_quick():
-    points = np.array([[r, c, 10 + c * 1e-3, 75 - r * 3e-4] for r in np.linspace(0, 10000, 21) for c in np.linspace(0, 10000, 21)])
+    points = np.array(
+        [[r, c, 10 + c * 1e-3, 75 - r * 3e-4] for r in np.linspace(0, 10000, 21) for c in np.linspace(0, 10000, 21)]
+    )
     lon, lat = tie_point_lonlat(points, np.arange(0, 10000, 10) + 0.5, np.arange(0, 10000, 10) + 0.5)
     assert np.allclose(lon[500], 10 + (np.arange(0, 10000, 10) + 0.5) * 1e-3, atol=1e-4)
 
@@ -173,7 +205,11 @@ def test_tags_answer_every_question(tmp_path):
     values = image(2, 20, 30)
     path = write(tmp_path / "a.tif", values, ("VH", "VV"), {"units": "dB gamma0 RTC", "sensor": "S1"}, nodata=-9999)
     scene = open_scene(path)
-    assert scene.sar.polarisations == ["vh", "vv"] and scene.sar.quantity == "gamma0" and scene.attrs == {"sensor": "S1", "source": "a.tif"}
+    assert (
+        scene.sar.polarisations == ["vh", "vv"]
+        and scene.sar.quantity == "gamma0"
+        and scene.attrs == {"sensor": "S1", "source": "a.tif"}
+    )
     assert (scene.vh.values == values[0]).all()
     swapped = open_scene(path, polarisations=["VV", "vh"])
     assert swapped.sar.polarisations == ["vv", "vh"] and (swapped.vh.values == values[0]).all()
@@ -184,9 +220,15 @@ def test_questions_come_all_at_once_and_are_answered(tmp_path):
     path = write(tmp_path / "a.png", np.full((8, 8), 7, "uint8"), driver="PNG")
     with warnings.catch_warnings(action="error"), pytest.raises(OpenQuestion) as caught:
         open_scene(path)
-    assert all(f"{q}=" in str(caught.value) for q in ("polarisations", "units", "quantity", "nodata")) and str(path) in str(caught.value)
+    assert all(f"{q}=" in str(caught.value) for q in ("polarisations", "units", "quantity", "nodata")) and str(
+        path
+    ) in str(caught.value)
     scene = open_scene(path, polarisations=["hh"], units="1", quantity="amplitude", nodata="none")
-    assert scene.y.values[0] == 0.5 and "spatial_ref" not in scene.coords and scene.sar.to_db().hh[0, 0] == pytest.approx(20 * np.log10(7))
+    assert (
+        scene.y.values[0] == 0.5
+        and "spatial_ref" not in scene.coords
+        and scene.sar.to_db().hh[0, 0] == pytest.approx(20 * np.log10(7))
+    )
 
 
 @pytest.mark.parametrize(
@@ -209,9 +251,16 @@ def test_contradictions_and_wrong_answers(tmp_path, answers, words):
 def test_dates_in_bands_and_in_files(tmp_path):
     values = image(2, 3, 8, 8)
     dates = ("20170101", "20170113", "20170125")
-    vv, vh = (write(tmp_path / f"{p}.tif", v, dates, {"units": "dB sigma0"}) for p, v in zip(("vv", "vh"), values, strict=True))
+    vv, vh = (
+        write(tmp_path / f"{p}.tif", v, dates, {"units": "dB sigma0"})
+        for p, v in zip(("vv", "vh"), values, strict=True)
+    )
     scene = open_scene({"vv": vv, "vh": vh})
-    assert scene.vv.dims == ("time", "y", "x") and (scene.vh.values == values[1]).all() and scene.time.values[1] == np.datetime64("2017-01-13")
+    assert (
+        scene.vv.dims == ("time", "y", "x")
+        and (scene.vh.values == values[1]).all()
+        and scene.time.values[1] == np.datetime64("2017-01-13")
+    )
     with pytest.raises(OpenQuestion, match="the file's name suggests vh"):
         open_scene(vh)
     single = [write(tmp_path / f"{i}.tif", values[:, i], ("VV", "VH"), {"units": "dB sigma0"}) for i in (0, 1)]
@@ -226,7 +275,14 @@ def test_dates_in_bands_and_in_files(tmp_path):
 
 def test_files_on_different_grids_are_refused(tmp_path):
     a = write(tmp_path / "a.tif", image(8, 8), ("VV",), {"units": "dB sigma0"})
-    b = write(tmp_path / "b.tif", image(8, 8), ("VH",), {"units": "dB sigma0"}, crs="EPSG:32633", transform=rasterio.Affine(10, 0, 5e5 + 5, 0, -10, 5e6))
+    b = write(
+        tmp_path / "b.tif",
+        image(8, 8),
+        ("VH",),
+        {"units": "dB sigma0"},
+        crs="EPSG:32633",
+        transform=rasterio.Affine(10, 0, 5e5 + 5, 0, -10, 5e6),
+    )
     with pytest.raises(ValueError, match="one grid"):
         open_scene([a, b])
     with pytest.raises(ValueError, match="was given as 'vv'"):
@@ -239,8 +295,12 @@ def test_digital_numbers_with_a_formula(tmp_path):
     with pytest.raises(OpenQuestion, match="nodata="):
         open_scene(path, units="1", quantity="digital_number")
     scene = open_scene(path, formula="20*log10(DN)-83", quantity="sigma0")
-    assert np.isnan(scene.vv[0, 0]) and np.allclose(scene.vv.values.ravel()[1:], 20 * np.log10([1000, 4000, 65535]) - 83, atol=1e-4)
-    assert scene.valid.values.ravel().tolist() == [False, True, True, True] and scene.attrs["formula"] == "20*log10(DN)-83"
+    assert np.isnan(scene.vv[0, 0]) and np.allclose(
+        scene.vv.values.ravel()[1:], 20 * np.log10([1000, 4000, 65535]) - 83, atol=1e-4
+    )
+    assert (
+        scene.valid.values.ravel().tolist() == [False, True, True, True] and scene.attrs["formula"] == "20*log10(DN)-83"
+    )
     raw = open_scene(path, units="1", quantity="digital_number", nodata=0)
     assert raw.vv[0, 1] == 1000 and np.isnan(raw.vv[0, 0])
 
@@ -270,13 +330,19 @@ def test_large_files_are_lazy_and_equal(tmp_path, monkeypatch):
 
 
 def test_gcp_only_swath(tmp_path):
-    gcps = [rasterio.control.GroundControlPoint(r, c, x=179.0 + c * 0.02, y=70 - r * 0.01) for r in (0, 50, 100) for c in (0, 50, 100)]
+    gcps = [
+        rasterio.control.GroundControlPoint(r, c, x=179.0 + c * 0.02, y=70 - r * 0.01)
+        for r in (0, 50, 100)
+        for c in (0, 50, 100)
+    ]
     gcps = [rasterio.control.GroundControlPoint(g.row, g.col, x=(g.x + 180) % 360 - 180, y=g.y) for g in gcps]
     path = write(tmp_path / "a.tif", image(100, 100), ("sigma0_HV",), {"units": "dB"}, gcps=gcps)
     scene = open_scene(path)
     lon, lat = scene.sar.lonlat()
     assert scene.sar.quantity == "sigma0" and scene.sizes["gcp"] == 9
-    assert float(np.abs(lon).min()) > 178.9 and float(lon[0, 0]) > 179 and float(lon[0, -1]) < -178.9  # across the dateline
+    assert (
+        float(np.abs(lon).min()) > 178.9 and float(lon[0, 0]) > 179 and float(lon[0, -1]) < -178.9
+    )  # across the dateline
     assert float(lat[0, 0]) == pytest.approx(70, abs=0.01)
     saved = save_scene(scene, tmp_path / "a.nc")
     assert open_scene(saved).identical(scene)
@@ -296,7 +362,9 @@ def test_labels_from_a_file(tmp_path):
 
 def cube(**attrs):
     y, x = 5e6 - 5 - 10 * np.arange(6.0), 5e5 + 5 + 10 * np.arange(7.0)
-    data = xr.Dataset({"sigma0_vv": (("y", "x"), image(6, 7), attrs), "sigma0_vh": (("y", "x"), image(6, 7), attrs)}, {"y": y, "x": x})
+    data = xr.Dataset(
+        {"sigma0_vv": (("y", "x"), image(6, 7), attrs), "sigma0_vh": (("y", "x"), image(6, 7), attrs)}, {"y": y, "x": x}
+    )
     data["crs"] = ((), 0, {"crs_wkt": rasterio.CRS.from_epsg(32633).to_wkt()})
     return data
 
@@ -330,11 +398,17 @@ def test_covariance_is_asked_about_and_named(tmp_path):
 def test_band_dimension_and_times_of_a_cube(tmp_path):
     values = image(3, 4, 6, 7)
     coords = {"month": ["May", "June", "July"], "band": ["VV_asc", "VH_asc", "VV_desc", "VH_desc"]}
-    xr.Dataset({"s1": (("month", "band", "y", "x"), values, {"units": "dB sigma0"})}, coords).to_netcdf(tmp_path / "a.nc")
+    xr.Dataset({"s1": (("month", "band", "y", "x"), values, {"units": "dB sigma0"})}, coords).to_netcdf(
+        tmp_path / "a.nc"
+    )
     with pytest.raises(OpenQuestion, match="variables=.*s1/VV_desc"):
         open_scene(tmp_path / "a.nc")
     scene = open_scene(tmp_path / "a.nc", variables={"s1/VH_desc": "vh", "s1/VV_desc": "vv"})
-    assert scene.sar.polarisations == ["vh", "vv"] and scene.time.values.tolist() == coords["month"] and (scene.vv.values == values[:, 2]).all()
+    assert (
+        scene.sar.polarisations == ["vh", "vv"]
+        and scene.time.values.tolist() == coords["month"]
+        and (scene.vv.values == values[:, 2]).all()
+    )
 
 
 # ---- saving, damage -----------------------------------------------------------------------------------------------
@@ -346,13 +420,24 @@ def test_saved_scenes_open_without_questions(tmp_path, scale):
     vv[0, :3] = np.nan
     codes = RNG.integers(0, 3, (30, 40)).astype("uint8")
     labels = {"cover": (codes, {1: "open water", 2: "ice"})}
-    scene = make_scene({"vv": vv, "vh": vv - 6}, **DB, **UTM, times=["2017-01-01", "2018-01-01"], labels=labels, attrs={"looks": 4.4, "licence": "CC BY 4.0"})
+    scene = make_scene(
+        {"vv": vv, "vh": vv - 6},
+        **DB,
+        **UTM,
+        times=["2017-01-01", "2018-01-01"],
+        labels=labels,
+        attrs={"looks": 4.4, "licence": "CC BY 4.0"},
+    )
     back = open_scene(save_scene(scene, tmp_path / "s.nc", scale))
     assert [p.name for p in tmp_path.iterdir()] == ["s.nc"]
     if scale is None:
         assert back.identical(scene)
     else:
-        assert float(abs(back.vv - scene.vv).max()) <= scale / 2 + 1e-5 and (back.valid == scene.valid).all() and back.vv.dtype == np.float32
+        assert (
+            float(abs(back.vv - scene.vv).max()) <= scale / 2 + 1e-5
+            and (back.valid == scene.valid).all()
+            and back.vv.dtype == np.float32
+        )
     assert flag_meanings(back.cover) == {1: "open water", 2: "ice"} and back.rio.crs.to_epsg() == 32633
     assert open_scene(tmp_path / "s.nc", polarisations=["vh"]).sar.polarisations == ["vh"]
     with pytest.raises(ValueError, match="s.nc has no 'hh'"):

@@ -33,8 +33,19 @@ class Real:
 
 BORNEO, FLORIDA = "vegetation/borneo_treecover/S1_{}_2017_2018.tif", "land/nd_florida_monthly/S1_{}_monthly_2017.tif"
 BELGIUM = "land/worldcereal_belgium_monthly/S1_sigma0_{}_monthly.tif"
-OMBRIA = {"polarisations": ["vv"], "times": ["before", "after"], "units": "1", "quantity": "digital_number", "nodata": "none"}
-RTT = {"formula": {"hh": "5.66*DN-14.5", "hv": "4.75*DN-24.7"}, "units": "dB", "quantity": "sigma0", "attrs": {"spacing_m": 80.0}}
+OMBRIA = {
+    "polarisations": ["vv"],
+    "times": ["before", "after"],
+    "units": "1",
+    "quantity": "digital_number",
+    "nodata": "none",
+}
+RTT = {
+    "formula": {"hh": "5.66*DN-14.5", "hv": "4.75*DN-24.7"},
+    "units": "dB",
+    "quantity": "sigma0",
+    "attrs": {"spacing_m": 80.0},
+}
 DISPLAY = {"units": "1", "quantity": "digital_number", "nodata": "none"}
 FINLAND = {"variables": {"s1/VV_asc": "vv", "s1/VH_asc": "vh"}, "quantity": "sigma0", "nodata": -9999}
 
@@ -99,7 +110,10 @@ def sources(shared, real):
             stems = [p.name.removesuffix("_VV.tif") for p in sorted(shared.glob(first.replace("{}", "*")))]
         return [{p: shared / f.replace("{}", s) for p, f in real.source.items()} for s in stems]
     if isinstance(real.source, list):
-        return [[p] + [shared / f.replace("{}", p.stem) for f in real.source[1:]] for p in sorted(shared.glob(real.source[0]))]
+        return [
+            [p] + [shared / f.replace("{}", p.stem) for f in real.source[1:]]
+            for p in sorted(shared.glob(real.source[0]))
+        ]
     return sorted(p for p in shared.glob(real.source) if not p.stem.endswith("_clc"))
 
 
@@ -110,7 +124,11 @@ def test_real_files_open_and_agree_with_their_readme(shared, kind):
     assert len(found) == real.files
     for source in found[:: max(1, len(found) // 60)]:  # all, but every 11th of OMBRIA's
         scene = open_scene(source, **real.answers)
-        assert tuple(scene.sar.polarisations) == real.polarisations and scene.sar.units == real.units and scene.sar.quantity == real.quantity
+        assert (
+            tuple(scene.sar.polarisations) == real.polarisations
+            and scene.sar.units == real.units
+            and scene.sar.quantity == real.quantity
+        )
         assert (scene.sizes["y"], scene.sizes["x"]) == real.size and scene.sizes.get("time", 0) == real.dates
         assert scene.sar.valid_fraction >= real.valid
         epsg = scene.rio.crs.to_epsg() if "spatial_ref" in scene.coords else None
@@ -143,10 +161,14 @@ def test_no_file_is_forgotten(shared):
     known = set()
     for real in REAL.values():
         for source in sources(shared, real):
-            known |= set(source.values() if isinstance(source, dict) else source if isinstance(source, list) else [source])
+            known |= set(
+                source.values() if isinstance(source, dict) else source if isinstance(source, list) else [source]
+            )
     for pattern in REFUSED:
         known |= set(shared.glob(pattern))
-    files = [p for p in shared.rglob("*") if p.is_file() and not p.name.endswith(".aux.xml")]  # those are GDAL's own notes
+    files = [
+        p for p in shared.rglob("*") if p.is_file() and not p.name.endswith(".aux.xml")
+    ]  # those are GDAL's own notes
     forgotten = sorted(str(p.relative_to(shared)) for p in files if p not in known)
     assert forgotten == []
 
@@ -180,7 +202,10 @@ def test_swaths_near_the_pole_lie_where_their_tie_points_say(shared):
         inner = [p for p in points[3::4] if 0 < p[0] < 1000 and 0 < p[1] < 1000]
         kept = np.array([p for p in points if not any((p == q).all() for q in inner)])
         got = [tie_point_lonlat(kept, np.array([r]), np.array([c])) for r, c, *_ in inner]
-        errors = [Geod(ellps="WGS84").inv(float(g[0][0, 0]), float(g[1][0, 0]), p[2], p[3])[2] for g, p in zip(got, inner, strict=True)]
+        errors = [
+            Geod(ellps="WGS84").inv(float(g[0][0, 0]), float(g[1][0, 0]), p[2], p[3])[2]
+            for g, p in zip(got, inner, strict=True)
+        ]
         assert max(errors) < 20, errors  # half a pixel of 40 m
         power = scene.sar.to_db().hv
         assert -40 < float(power.median()) < -15

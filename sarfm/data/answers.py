@@ -75,7 +75,7 @@ def lay_out_sources(
     named = polarisations if polarisations and len(polarisations) == len(source) else [None] * len(source)
     return [(p and p.lower(), None, Path(f)) for p, f in zip(named, source, strict=True)]
 
-# %% ../../nbs/08_data.answers.ipynb #81cfdcc7
+# %% ../../nbs/08_data.answers.ipynb #4a1de7a3
 def name_bands(
     raster: Raster,  # one file
     polarisation: str | None,  # what the caller says the file is
@@ -129,7 +129,7 @@ def _suggested(
     hint = stated_polarisation(raster.path.stem)
     parameter = "polarisations" if raster.transform or raster.path.suffix not in (".nc", ".zarr") else "variables"
     if parameter == "variables":
-        question = question.replace("['vv', 'vh']", "{'" + found[0].label.split("'")[1] + "': 'vv'}")
+        question = question.partition("e.g.")[0] + "e.g. {'" + found[0].label.split("'")[1] + "': 'vv'}"
     questions.ask(parameter, question + (f" (the file's name suggests {hint})" if hint else ""))
     return [None] * len(found)
 
