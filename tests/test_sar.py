@@ -110,9 +110,9 @@ def test_speckle_correlation_length_is_what_was_asked():
 def test_noise_floor_is_exact_in_power_for_any_unit():
     x = band(np.array([-30.0, -20.0]))
     nesz = xr.DataArray([-22.0, -25.0], dims="x")
-    for given in (x, sar.to_power(x), sar.to_amplitude(x)):
-        back = sar.remove_noise_floor(sar.add_noise_floor(given, nesz), nesz)
-        assert np.allclose(back, given) and back.attrs["units"] == given.attrs["units"]
+    for signal in (x, sar.to_power(x), sar.to_amplitude(x)):
+        back = sar.remove_noise_floor(sar.add_noise_floor(signal, nesz), nesz)
+        assert np.allclose(back, signal) and back.attrs["units"] == signal.attrs["units"]
     below = sar.remove_noise_floor(band([1e-3], "1"), -20.0)
     assert float(below[0]) < 0  # unbiased: negative power is kept
 
