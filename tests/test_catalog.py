@@ -201,8 +201,14 @@ def test_every_entry_validates_against_the_exported_schema(name):
     schema = json.loads((carried("data_catalogs") / "schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(yaml.safe_load((carried("data_catalogs") / f"{name}.yaml").read_text()), schema)
+    assert load_entry(name).id == name
+
+
+@pytest.mark.parametrize("name", catalog_names())
+def test_every_entry_that_comes_with_sarfm_states_its_terms(name):
     entry = load_entry(name)
-    assert entry.id == name and entry.attribution and entry.how_to_get and entry.license
+    stated = ("description", "license", "providers", "citation", "attribution", "how_to_get", "sensor", "crs")
+    assert [field for field in (*stated, "splits") if not getattr(entry, field)] == []
 
 
 def test_exported_schema_is_up_to_date():

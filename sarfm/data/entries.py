@@ -125,31 +125,31 @@ class Read(_Strict):
             raise ValueError(f"pattern {self.scenes!r} holds {{time}}, so times must list its values in order")
         return self
 
-# %% ../../nbs/05_data.entries.ipynb #ba130411
+# %% ../../nbs/05_data.entries.ipynb #851a6a1c
 class Entry(_Strict):
     """Describe a data set (fields of a STAC Collection where they exist)."""
 
     id: Identifier
     title: str
-    description: str
+    description: str = ""
     keywords: list[str] = []
-    license: str  # SPDX where one fits
-    providers: list[Provider]
-    citation: str
-    attribution: str  # the sentence that must accompany the data
+    license: str = ""  # SPDX where one fits
+    providers: list[Provider] = []
+    citation: str = ""
+    attribution: str = ""  # the sentence that must accompany the data
     links: list[Link] = []
-    access: Literal["embedded", "open", "account", "request"]
-    how_to_get: str
-    readable: bool  # whether sarfm reads it today
+    access: Literal["embedded", "open", "account", "request"] = "open"
+    how_to_get: str = ""
+    readable: bool = True  # whether sarfm reads it today
     system: list[Annotated[int, Field(ge=1, le=5)]] = []
-    sensor: str
+    sensor: str = ""
     bbox: tuple[float, float, float, float] | None = None  # west, south, east, north, degrees
     interval: tuple[str, str] | None = None  # first and last date
-    crs: str
-    spacing_m: float | list[float]  # several where it varies, empty where unknown
-    bands: list[Band]
+    crs: str = ""
+    spacing_m: float | list[float] = []  # several where it varies, empty where unknown
+    bands: list[Band] = []
     labels: dict[Identifier, Label] = {}
-    splits: str
+    splits: str = ""
     files: list[File] = []
     notes: list[str] = []
     read: Read | None = None
