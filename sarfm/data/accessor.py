@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SceneAccessor']
 
-# %% ../../nbs/07_data.accessor.ipynb #4e214210
+# %% ../../nbs/07_data.accessor.ipynb #4997e121
 import importlib
 from collections.abc import Sequence
 from functools import reduce
@@ -13,6 +13,8 @@ from operator import and_
 from typing import Any
 
 import numpy as np
+import odc.geo.xr  # noqa: F401  registers scene.odc
+import rioxarray  # noqa: F401  registers scene.rio
 import xarray as xr
 
 from .layout import label_names, polarisation_names, scene_lonlat, spacing_m, stack_channels
