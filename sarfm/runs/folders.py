@@ -124,7 +124,7 @@ def check_same_run(
         )
     return record
 
-# %% ../../nbs/70_runs.folders.ipynb #102ce43a
+# %% ../../nbs/70_runs.folders.ipynb #91da678f
 class RunFolder:
     """Keep everything that one run leaves behind in one folder."""
 
@@ -179,15 +179,26 @@ class RunFolder:
             figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
         return path
 
-    def metrics(
+    def save_table(
         self,
-        table: "pd.DataFrame",  # one row per measurement
-    ) -> Path:  # metrics.parquet
-        """Save the full table of results."""
-        path = self.path / "metrics.parquet"
+        table: "pd.DataFrame",  # any table
+        name: str,  # file name without its ending; may hold folders, as in "cells/scratch-0"
+    ) -> Path:  # the Parquet file
+        """Save a table."""
+        path = self.path / f"{name}.parquet"
         with atomic_write(path) as file:
             table.to_parquet(file)
         return path
+
+    def load_table(
+        self,
+        name: str,  # as given to save_table
+    ) -> "pd.DataFrame | None":  # None where it has not been saved yet
+        """Read a table that this run, or an earlier attempt at it, has saved."""
+        import pandas as pd
+
+        path = self.path / f"{name}.parquet"
+        return pd.read_parquet(path) if path.exists() else None
 
     def finish(
         self,

@@ -6,16 +6,19 @@
 __all__ = ['TYPES', 'run_names', 'notebook_path', 'Parameter', 'declared_parameters', 'parse_value', 'check_parameters',
            'open_run', 'RunFailed', 'run_notebook']
 
-# %% ../../nbs/71_runs.notebooks.ipynb #c79afb97
+# %% ../../nbs/71_runs.notebooks.ipynb #047eb710
 import ast
 import difflib
 import importlib
 import io
 import json
+import logging
 import os
 import re
 import sys
 import tokenize
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,7 +180,7 @@ def open_run(
     values = {name: namespace[name] for name in declared_parameters(notebook)}
     return RunFolder(values["out"], check_parameters(notebook, values), Path(notebook).stem)
 
-# %% ../../nbs/71_runs.notebooks.ipynb #172e7aa9
+# %% ../../nbs/71_runs.notebooks.ipynb #b3dddcd9
 class RunFailed(RuntimeError):
     """Report a run that stopped in one of its cells, or whose kernel died."""
 
@@ -191,6 +194,19 @@ def _check_kernel(kernel: str) -> None:
         )
 
 
+@contextmanager
+def _hushed(name: str) -> Iterator[None]:
+    """Silence the warnings of a logger: papermill's own check of parameters trips over comments that hold an "="."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@_hushed("papermill")
 def _execute(source: Path, target: Path, parameters: dict[str, Any], kernel: str, progress: bool) -> None:
     """Execute a notebook through papermill, forwarding what it prints."""
     papermill = importlib.import_module("papermill")  # 0.5 s, only for real runs
@@ -208,6 +224,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], kernel: str
             stdout_file=sys.stdout if progress else None,
             stderr_file=sys.stderr if progress else None,
             coalesce_streams=True,  # a progress bar is stored as its last state
+            extra_arguments=["--log-level=ERROR"],  # of the kernel: no advice about its transport
         )
     except papermill.PapermillExecutionError as error:
         raise RunFailed(
