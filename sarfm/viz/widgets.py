@@ -6,7 +6,7 @@
 __all__ = ['error_stops', 'legend_html', 'channel_name', 'numbers_html', 'MaskComparison', 'compare_masks', 'page_json',
            'page_data', 'comparison_page', 'export_comparison', 'compare_stills']
 
-# %% ../../nbs/63_viz.widgets.ipynb #98214a5e
+# %% ../../nbs/63_viz.widgets.ipynb #71af450a
 import base64
 import hashlib
 import io
@@ -34,7 +34,20 @@ from sarfm.viz.comparison import (
     tile_shape,
 )
 from .figures import MASKED, channel_label, error_label, escape, quantity_label, show_reconstruction
-from .maps import COAST, LAND, LINES, SEA, base_map, coastline, graticule, readout, to_vectors
+from sarfm.viz.maps import (
+    COAST,
+    LAND,
+    LAND_FROM_M,
+    LINES,
+    NEUTRAL,
+    SEA,
+    base_map,
+    coastline,
+    graticule,
+    locator,
+    readout,
+    to_vectors,
+)
 
 if TYPE_CHECKING:
     from sarfm.data.contract import InputContract
@@ -84,25 +97,26 @@ def channel_name(
     quantity = quantity_label(comparison.scene[channel.partition("@")[0]])
     return f"{channel_label(comparison.scene, channel)}, {quantity}"
 
-# %% ../../nbs/63_viz.widgets.ipynb #7f894b66
+# %% ../../nbs/63_viz.widgets.ipynb #3e1d13e2
 def numbers_html(
-    title: str,  # what the numbers are of
-    numbers: dict[str, float],  # mse, ssim, hidden (percent)
+    columns: dict[str, dict[str, float]],  # what the numbers are of -> mse, ssim, hidden (percent)
     unit: str,  # "dB", or "" for digital numbers
+    note: str = "",  # below the table
 ) -> str:  # HTML
-    """Write the numbers of a tile or of a scene."""
-    mse = numbers["mse"]
-    rows = {
-        "MSE": f"{mse:.2f} {unit}²" if unit else f"{mse:.2f}",
-        "RMSE": f"{math.sqrt(mse):.2f} {unit}",
-        "SSIM": f"{numbers['ssim']:.3f}",
-        "hidden": f"{numbers['hidden']:.0f} %",
-    }
-    cell = '<td style="padding:0 14px 0 0">{}</td><td style="text-align:right">{}</td>'
-    body = "".join(f"<tr>{cell.format(escape(k), escape(v.replace('nan', '–')))}</tr>" for k, v in rows.items())
-    return f'<div style="font-size:12px;line-height:1.5"><b>{escape(title)}</b><table>{body}</table></div>'
+    """Write the numbers of a scene and of a tile beside each other."""
+    rows = {"": list(columns)}
+    rows["MSE"] = [f"{c['mse']:.2f} {unit}{'²' if unit else ''}" for c in columns.values()]
+    rows["RMSE"] = [f"{math.sqrt(c['mse']):.2f} {unit}" for c in columns.values()]
+    rows["SSIM"] = [f"{c['ssim']:.3f}" for c in columns.values()]
+    rows["hidden"] = [f"{c['hidden']:.0f} %" for c in columns.values()]
+    right = '<td style="text-align:right;padding-left:14px">{}</td>'
+    cells = {name: "".join(right.format(escape(v.replace("nan", "–"))) for v in row) for name, row in rows.items()}
+    body = "".join(f"<tr><td>{escape(name)}</td>{row}</tr>" for name, row in cells.items())
+    return (
+        f'<div style="font-size:12px;line-height:1.5"><b>On hidden pixels</b><table>{body}</table>{escape(note)}</div>'
+    )
 
-# %% ../../nbs/63_viz.widgets.ipynb #5c3cc75b
+# %% ../../nbs/63_viz.widgets.ipynb #5414f8dc
 class MaskComparison(VBox):
     """The comparison widget; its controls are attributes, so that a notebook can set them."""
 
@@ -124,7 +138,7 @@ class MaskComparison(VBox):
             options=[(channel_label(scene, c), c) for c in comparison.channels], description="channel", **wide
         )
         self.seed = Dropdown(options=comparison.seeds, description="seed", **wide)
-        self.legend, self.scene_scores, self.tile_scores, self.status = HTML(), HTML(), HTML(), Label()
+        self.legend, self.numbers, self.status = HTML(), HTML(), Label()
         self.map = base_map(comparison.grid, height_px)
         x_min, y_min, x_max, y_max = comparison.grid.bounds
         bounds = ((y_min, x_min), (y_max, x_max))
@@ -132,7 +146,7 @@ class MaskComparison(VBox):
             side: ImageOverlay(url=self._url(side), bounds=bounds, pane=side, name=side) for side in ("left", "right")
         }
         self.outline = Polygon(locations=[], color="#ffd23f", weight=3, fill=False, pane="lines")
-        self.map.layers = (*self.map.layers, *self.overlays.values(), self.outline)
+        self.map.layers = (*self.map.layers, self.outline)
         split = SplitMapControl(left_layer=self.overlays["left"], right_layer=self.overlays["right"])
         self.map.controls = (*self.map.controls, split)
         self.map.on_interaction(self._clicked)
@@ -140,7 +154,7 @@ class MaskComparison(VBox):
             control.observe(self._changed, "value")
         controls = [self.left, self.right, self.ratio, self.channel, self.seed, self.status]
         panel = VBox(
-            [*controls, self.legend, self.scene_scores, self.tile_scores],
+            [*controls, self.legend, self.numbers],
             layout={"width": "270px", "flex": "0 0 auto", "padding": "0 0 0 8px"},
         )
         self.map.layout.flex, self.map.layout.min_width = "1 1 auto", "300px"
@@ -157,13 +171,8 @@ class MaskComparison(VBox):
         self.status.value = "reconstructing …"
         for side, overlay in self.overlays.items():
             overlay.url = self._url(side)
-        what = self.channel.value, self.ratio.value, self.seed.value
-        unit = self.comparison.limits(what[0])[2]
-        self.legend.value = legend_html(self.comparison, what[0])
-        self.scene_scores.value = numbers_html(
-            "Hidden pixels of the scene", scene_numbers(self.comparison, *what), unit
-        )
-        self._show_tile()
+        self.legend.value = legend_html(self.comparison, self.channel.value)
+        self._show_numbers()
         self.status.value = ""
 
     def _clicked(self, type: str = "", coordinates: tuple[float, float] = (0.0, 0.0), **_: object) -> None:
@@ -179,24 +188,20 @@ class MaskComparison(VBox):
         """Choose the tile at a place on the map and show its numbers."""
         place, size = self.comparison.grid.locate(x_m, y_m), self.comparison.tile_px
         self.tile = None if place is None else (place[0] // size, place[1] // size)
-        self._show_tile()
+        self._show_numbers()
 
-    def _show_tile(self) -> None:
-        """Outline the chosen tile and write its numbers."""
-        self.outline.locations = []
-        self.tile_scores.value = escape("Click a tile on the map for its numbers.")
-        if self.tile is None:
-            return
-        (r, c), nodes, size = self.tile, tile_nodes(self.comparison), self.comparison.tile_px
-        self.outline.locations = [
-            nodes[i, j][::-1].tolist() for i, j in ((r, c), (r, c + 1), (r + 1, c + 1), (r + 1, c))
-        ]
-        tables = tile_numbers(self.comparison, self.channel.value, self.ratio.value, self.seed.value)
-        numbers = {name: float(table[self.tile]) for name, table in tables.items()}
-        unit = self.comparison.limits(self.channel.value)[2]
-        self.tile_scores.value = numbers_html(
-            f"Tile at row {r * size}, column {c * size}, {size} × {size} px", numbers, unit
-        )
+    def _show_numbers(self) -> None:
+        """Write the scene's numbers; outline the chosen tile and write its own beside them."""
+        what = self.channel.value, self.ratio.value, self.seed.value
+        columns, corners, note = {"scene": scene_numbers(self.comparison, *what)}, [], "Click the map to choose a tile."
+        if self.tile is not None:
+            (r, c), nodes, size = self.tile, tile_nodes(self.comparison), self.comparison.tile_px
+            corners = [nodes[i, j][::-1].tolist() for i, j in ((r, c), (r, c + 1), (r + 1, c + 1), (r + 1, c))]
+            tables = tile_numbers(self.comparison, *what)
+            columns["tile"] = {name: float(table[self.tile]) for name, table in tables.items()}
+            note = f"Tile at row {r * size}, column {c * size}, {size} × {size} px"
+        self.outline.locations = corners
+        self.numbers.value = numbers_html(columns, self.comparison.limits(what[0])[2], note)
 
 # %% ../../nbs/63_viz.widgets.ipynb #703a8259
 def compare_masks(
@@ -270,7 +275,7 @@ def _channel_entry(comparison: Comparison, channel: str) -> dict:
     names = {"label": channel_label(comparison.scene, channel), "name": channel_name(comparison, channel)}
     return {**names, "limits": grey, "error": error, "error_name": error_label(unit)}
 
-# %% ../../nbs/63_viz.widgets.ipynb #74ef4112
+# %% ../../nbs/63_viz.widgets.ipynb #5586bdcd
 def page_data(
     comparison: Comparison,  # what is compared
     channels: list[str],  # those shown, of the model's
@@ -312,13 +317,15 @@ def page_data(
             "scores": tile_scores,
         },
         "land": land,
+        "land_from_m": LAND_FROM_M,
+        "locator": "" if grid.crs is None else locator(grid),
         "graticule": [] if grid.crs is None else graticule(grid),
         "lonlat": _lonlat_lattice(comparison),
         "digits": 5,
         "colours": colours,
     }
 
-# %% ../../nbs/63_viz.widgets.ipynb #9fc2253f
+# %% ../../nbs/63_viz.widgets.ipynb #14fa1646
 def comparison_page(
     data: dict,  # as `page_data` makes it
 ) -> str:  # HTML
@@ -339,11 +346,12 @@ def comparison_page(
         "LEAFLET_CSS": css,
         "LEAFLET_JS": leaflet,
         "SEA": SEA,
+        "NEUTRAL": NEUTRAL,
         "DATA": page_json(data),
     }
     return re.sub(r"\{\{([A-Z_]+)\}\}", lambda m: parts[m[1]], template)
 
-# %% ../../nbs/63_viz.widgets.ipynb #e479a13c
+# %% ../../nbs/63_viz.widgets.ipynb #e336fe46
 def export_comparison(
     model: "MAE | str | Path",  # a pretrained model, or the folder it was saved in
     scene: xr.Dataset,  # the Scene contract
@@ -361,7 +369,7 @@ def export_comparison(
     shown = list(channels or comparison.channels[:2])
     if missing := [c for c in shown if c not in comparison.channels]:
         raise ValueError(f"expected channels of the model, {comparison.channels}; got {missing}. Choose among these")
-    name = title or f"Masked reconstruction of {scene.attrs.get('title', scene.attrs.get('source_file', 'a scene'))}"
+    name = title or f"Masked reconstruction: {scene.attrs.get('title', scene.attrs.get('source_file', 'a scene'))}"
     page = comparison_page(page_data(comparison, shown, name))
     with atomic_write(Path(path)) as stream:
         stream.write(page.encode("utf-8"))

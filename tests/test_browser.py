@@ -1,0 +1,336 @@
+"""The widget in a real JupyterLab and the exported page from file://, in headless Chromium, without any network but loopback."""
+
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium"),
+]
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+PICTURES = Path(__file__).parents[1] / "test-results"
+
+MODEL = """
+import torch
+from sarfm.data.catalog import open_dataset
+from sarfm.data.contract import InputContract
+from sarfm.data.scenes import stack_channels
+from sarfm.models.mae import MAE
+from sarfm.models.vit import Encoder
+
+torch.manual_seed(0)
+scenes = open_dataset("borneo")
+scene = scenes[next(iter(scenes))].load()
+image = stack_channels(scene, ["vv@0", "vh@0"])
+said = {k: scene["vv"].attrs[k] for k in ("units", "quantity")}
+scale = {"mean": image.mean(("y", "x")).values.tolist(), "std": image.std(("y", "x")).values.tolist()}
+contract = InputContract(channels=["vv@0", "vh@0"], patch_size=8, crop_px=64, **said, **scale)
+model = MAE(Encoder(2, patch_size=8, width=32, depth=1, heads=2), decoder_width=32, decoder_depth=1, decoder_heads=2)
+optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+pixels, valid = contract.apply(scene)
+for step in range(10):
+    batch = {"image": pixels[None, :, 64:128, 40 * step % 300:][..., :64], "valid": valid[None, 64:128, 40 * step % 300:][..., :64]}
+    loss, _ = model.loss(model.draw(batch))
+    optimiser.zero_grad(); loss.backward(); optimiser.step()
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that lets loopback, file and data through, and notes everything else, every error and every console message of that level."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    page.refused, page.errors = [], []
+
+    def gate(route):
+        url = route.request.url
+        if url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "file://", "data:", "blob:", "about:")):
+            route.continue_()
+        else:
+            page.refused.append(url)
+            route.abort()
+
+    context.route("**/*", gate)
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+    yield page
+    context.close()
+
+
+def pixels(target):
+    """Take a screenshot of a page or an element as an array."""
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(target.screenshot())).convert("RGB")).astype(int)
+
+
+def settled(target, different_from=None, seconds=20):
+    """Wait until a picture stands still (and is another one than before)."""
+    last, end = None, time.time() + seconds
+    while time.time() < end:
+        now = pixels(target)
+        same = last is not None and now.shape == last.shape and (now == last).all()
+        if same and (different_from is None or share(now, different_from) > 0.01):
+            return now
+        last = now
+        time.sleep(0.2)
+    raise AssertionError("the picture did not change, or did not come to rest")
+
+
+def share(a, b):
+    """Tell which share of the pixels differs visibly."""
+    return float((np.abs(a - b).max(-1) > 8).mean()) if a.shape == b.shape else 1.0
+
+
+def keep(target, name):
+    PICTURES.mkdir(exist_ok=True)
+    target.screenshot(path=PICTURES / f"{name}.png")
+
+
+# ---- the exported page ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    from sarfm.viz.widgets import export_comparison
+
+    made = {}
+    exec(compile(MODEL, "model", "exec"), made)
+    path = tmp_path_factory.mktemp("page") / "map.html"
+    return export_comparison(made["model"], made["scene"], path, made["contract"], seeds=(0, 1))
+
+
+def test_exported_page_works_offline(page, exported):
+    requests = []
+    page.on("request", lambda r: requests.append(r.url) if not r.url.startswith("data:") else None)
+    page.goto(exported.as_uri())
+    stage = page.locator("#stage")
+    first = settled(stage)
+    keep(page, "page_75")
+
+    page.focus("#ratio")
+    page.keyboard.press("ArrowRight")
+    most = settled(stage, first)
+    assert "90 % hidden" in page.inner_text("#right-name")
+    keep(page, "page_90")
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    assert "25 % hidden" in page.inner_text("#right-name")
+    few = settled(stage, most)
+    keep(page, "page_25")
+
+    page.select_option("#right", label="error")
+    error = settled(stage, few)
+    page.select_option("#left", label="masked")
+    masked = settled(stage, error)
+    page.select_option("#channel", index=1)
+    assert "VH" in page.inner_text("#grey-name") and "dB" in page.inner_text("#grey-name")
+    page.select_option("#channel", index=0)
+    page.select_option("#seed", index=1)
+    seeded = settled(stage, masked)
+    page.select_option("#left", label="original")
+    page.select_option("#right", label="reconstruction")
+    page.select_option("#seed", index=0)
+    before = settled(stage, seeded)
+    assert share(before, few) < 0.001, "the same choices show the same picture"
+
+    box = page.locator("#divider").bounding_box()
+    page.mouse.move(box["x"] + 1, box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] - 250, box["y"] + 100, steps=5)
+    page.mouse.up()
+    assert share(settled(stage), before) > 0.01
+    assert requests == [exported.as_uri()] and not page.refused and not page.errors
+
+
+def test_exported_page_shows_a_tile_and_a_place(page, exported):
+    page.goto(exported.as_uri())
+    box = page.locator("#stage").bounding_box()
+    centre = box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.5
+    settled(page.locator("#stage"))
+    page.mouse.click(*centre)
+    assert page.inner_text("#tile-hint").startswith("Tile at row")
+    numbers = page.inner_text("#scores")
+    assert "dB²" in numbers and "SSIM" in numbers
+    keep(page, "page_tile")
+    page.mouse.move(centre[0] + 3, centre[1])
+    assert page.inner_text(".place").startswith("5.39") and "°E" in page.inner_text(".place")
+    page.mouse.click(box["x"] + 20, box["y"] + box["height"] - 100)
+    assert page.inner_text("#tile-hint").startswith("Click")
+    assert not page.errors
+
+
+# ---- hostile text ---------------------------------------------------------------------------------------------------------
+
+PAYLOADS = [
+    "<script>window.pwned=1</script>",
+    "</script><script>window.pwned=1</script>",
+    "<img src=x onerror=window.pwned=1>",
+    '"><img src=x onerror=window.pwned=1>',
+    "'><svg onload=window.pwned=1>",
+    "<svg/onload=window.pwned=1>",
+    "<svg><script>window.pwned=1</script></svg>",
+    "<iframe srcdoc='<script>parent.pwned=1</script>'></iframe>",
+    "<iframe src=javascript:parent.pwned=1></iframe>",
+    "<body onload=window.pwned=1>",
+    "<details open ontoggle=window.pwned=1>",
+    "<video><source onerror=window.pwned=1></video>",
+    "<math><mi//xlink:href='data:x,<script>window.pwned=1</script>'>",
+    "<input autofocus onfocus=window.pwned=1>",
+    "<style>@keyframes x{}</style><b style='animation-name:x' onanimationstart=window.pwned=1></b>",
+    "<a href='javascript:window.pwned=1' id=title>x</a>",
+    "--><script>window.pwned=1</script><!--",
+    "<!--<script>window.pwned=1</script>",
+    "]]><script>window.pwned=1</script>",
+    "{{DATA}}<script>window.pwned=1</script>{{LEAFLET_JS}}",
+    "\\u003cscript\\u003ewindow.pwned=1\\u003c/script\\u003e",
+    "</title><script>window.pwned=1</script>",
+    "</textarea><img src=x onerror=window.pwned=1>",
+    "\u2028window.pwned=1//",
+    "`${window.pwned=1}`",
+]
+
+
+def test_hostile_text_runs_nowhere(page, tmp_path):
+    """Every HTML producer, fed with 25 payloads as scene title, attributes, date and class names."""
+    from sarfm.viz.widgets import Comparison, comparison_page, compare_masks, export_comparison, legend_html, numbers_html
+
+    assert len(PAYLOADS) == 25
+    made = {}
+    exec(compile(MODEL, "model", "exec"), made)
+    made["model"].eval()
+    numbers = {"mse": 1.0, "ssim": 0.5, "hidden": 75.0}
+    for k, payload in enumerate(PAYLOADS):
+        scene = made["scene"].isel(y=slice(0, 64), x=slice(200, 264)).copy()
+        scene.attrs.update({name: payload for name in ("title", "sensor", "source", "attribution", "licence", "acquisition_time")})
+        scene = scene.assign_coords(time=[payload] * scene.sizes["time"])
+        path = export_comparison(made["model"], scene, tmp_path / f"{k}.html", made["contract"], ratios=(0.5,), channels=["vv@0"])
+        assert payload not in path.read_text(encoding="utf-8") or "<" not in payload
+        page.goto(path.as_uri())
+        page.wait_for_function("document.getElementById('title').textContent.length > 0")
+        page.wait_for_timeout(30)
+        assert page.evaluate("window.pwned") is None, payload
+        assert page.evaluate("document.querySelectorAll('script').length") == 3, payload
+        comparison = Comparison(made["model"], scene, made["contract"], ratios=(0.5,))
+        parts = [legend_html(comparison, "vv@0"), numbers_html({payload: numbers}, payload, payload)]
+        if k % 8 == 0:
+            widget = compare_masks(made["model"], scene, made["contract"], ratios=(0.5,))
+            parts += [widget.legend.value, widget.numbers.value]
+        page.set_content("".join(parts))
+        page.wait_for_timeout(30)
+        assert page.evaluate("window.pwned") is None, payload
+        assert page.evaluate("document.querySelectorAll('script, iframe, svg, input, [onload], [onerror]').length") == 0, payload
+    assert callable(comparison_page)
+
+
+# ---- JupyterLab -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab of its own: loopback, token, free port, own folders."""
+    root = tmp_path_factory.mktemp("lab")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = root / "settings" / "@jupyterlab"
+    for name, value in {
+        "notebook-extension/tracker": {"windowingMode": "none"},
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    }.items():
+        path = settings / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+    own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython", "JUPYTERLAB_SETTINGS_DIR": "settings"}
+    env = {**os.environ, **{k: str(root / v) for k, v in own.items()}, "JUPYTERLAB_WORKSPACES_DIR": str(root / "spaces")}
+    (root / "work").mkdir()
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
+    command += ["--ServerApp.port_retries=0", "--IdentityProvider.token=let-me-in", f"--ServerApp.root_dir={root / 'work'}"]
+    command += ["--LabApp.expose_app_in_browser=True"]
+    with (root / "log").open("w") as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=root)
+        try:
+            for _ in range(240):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2).read()
+                    break
+                except (urllib.error.URLError, OSError):
+                    assert server.poll() is None, (root / "log").read_text()
+                    time.sleep(0.25)
+            yield port, root / "work"
+        finally:
+            server.terminate()
+            server.wait(timeout=20)
+
+
+def test_jupyterlab_wants_the_token(lab):
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"http://127.0.0.1:{lab[0]}/api/contents", timeout=5)
+
+
+@pytest.mark.slow
+def test_widget_in_jupyterlab(page, lab):
+    port, folder = lab
+    show = "from sarfm.viz.widgets import compare_masks\ncompare_masks(model, scene, contract)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in (MODEL, show)])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
+    nbformat.write(notebook, folder / "compare.ipynb")
+    page.goto(f"http://127.0.0.1:{port}/lab/tree/compare.ipynb?token=let-me-in", timeout=60_000)
+    page.wait_for_function("window.jupyterapp !== undefined", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    kernel = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status"
+    page.wait_for_function(f"{kernel} === 'idle'", timeout=60_000)
+    page.evaluate("() => { window.jupyterapp.commands.execute('application:toggle-left-area'); }")
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+    page.wait_for_function("document.querySelectorAll('.leaflet-container img.leaflet-image-layer').length === 2", timeout=180_000)
+    page.locator(".leaflet-container").scroll_into_view_if_needed()
+    chart = page.locator(".leaflet-container")
+    before = settled(chart, seconds=40)
+    assert before.std() > 20, "the map is blank"
+    keep(page, "lab_75")
+
+    handle = page.locator(".noUi-handle").first
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("[...document.querySelectorAll('.widget-readout')].some(e => e.textContent.includes('90'))")
+    most = settled(chart, before, seconds=40)
+    keep(page, "lab_90")
+    for _ in range(3):
+        handle.press("ArrowLeft")
+    few = settled(chart, most, seconds=40)
+    keep(page, "lab_25")
+    assert share(few, before) > 0.01
+
+    box = chart.bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.5)
+    page.wait_for_function("document.body.innerText.includes('Tile at row')", timeout=30_000)
+    assert "dB²" in page.locator(".jp-OutputArea").last.inner_text()
+    keep(page, "lab_tile")
+    page.locator("select").nth(1).select_option("error")
+    settled(chart, few, seconds=40)
+    keep(page, "lab_error")
+    assert not [url for url in page.refused if "127.0.0.1" not in url], page.refused
