@@ -115,7 +115,7 @@ def new_figure(
 
     return Figure(figsize=(width, height), layout="constrained", dpi=90)
 
-# %% ../../nbs/60_viz.figures.ipynb #81630512
+# %% ../../nbs/60_viz.figures.ipynb #a7c279be
 def panel_grid(
     scene: xr.Dataset | xr.DataArray,  # decides the shape of a panel
     rows: int,  # panels below each other
@@ -124,7 +124,7 @@ def panel_grid(
 ) -> tuple["Figure", np.ndarray]:  # the figure, and its axes (rows, columns)
     """Lay out panels of a scene that share their axes."""
     (left, right, bottom, top), labels, aspect = scene_axes(scene)
-    width = min(12.0, 4.2 * columns) if columns > 1 else 6.5
+    width = min(12.0, 4.2 * columns) if columns > 1 else 6.5 if rows == 1 else 8.0
     panel = (width - 0.8 - 0.95 * bars) / columns
     height = panel * min(2.0, abs((top - bottom) / (right - left)) * aspect) + 0.35
     figure = new_figure(width, rows * height + 0.6)
@@ -213,7 +213,7 @@ def error_label(
     """Name the error's colour bar."""
     return f"reconstruction − original ({unit or 'digital number'})"
 
-# %% ../../nbs/60_viz.figures.ipynb #93034b06
+# %% ../../nbs/60_viz.figures.ipynb #c26dd160
 def show_reconstruction(
     reconstruction: xr.Dataset,  # as made by `reconstruct_scene`: original, masked, reconstruction, error, hidden
     channel: str | None = None,  # one of its channels; the first when None
@@ -225,27 +225,21 @@ def show_reconstruction(
         raise ValueError(f"expected one of the channels {names}; got {channel!r}. Choose one that the model has")
     name = channel or names[0]
     layers, limits, unit = comparison_layers(reconstruction, name)
-    backscatter = f"{channel_label(reconstruction if scene is None else scene, name)}{f' ({unit})' if unit else ''}"
-    figure, axes = panel_grid(reconstruction, 2, 2, bars=2)
+    (left, right, bottom, top), _, aspect = scene_axes(reconstruction)
+    wide = abs(right - left) > 2 * aspect * abs(top - bottom)
+    figure, axes = panel_grid(reconstruction, *((4, 1, 1) if wide else (2, 2, 2)))
     titles = [
-        "original",
-        f"masked ({float(reconstruction['hidden'].mean()):.0%} hidden)",
+        f"original, {channel_label(reconstruction if scene is None else scene, name)}",
+        f"masked, {float(reconstruction['hidden'].mean()):.0%} hidden",
         "reconstruction",
         "reconstruction − original",
     ]
     for ax, title, (layer, values) in zip(axes.flat, titles, layers.items(), strict=True):
-        is_error = layer == "error"
         ax.set_title(title, fontsize=10)
-        picture = draw(ax, reconstruction, values, limits[layer], "RdBu_r" if is_error else "gray")
+        picture = draw(ax, reconstruction, values, limits[layer], "RdBu_r" if layer == "error" else "gray")
         if layer == "masked":
             draw(ax, reconstruction, hidden_overlay(reconstruction["hidden"].values))
-        figure.colorbar(
-            picture,
-            ax=ax,
-            label=f"error ({unit or 'digital number'})" if is_error else backscatter,
-            extend="both",
-            pad=0.01,
-        )
+        figure.colorbar(picture, ax=ax, label=unit or "digital number", extend="both", pad=0.01)
     return figure
 
 # %% ../../nbs/60_viz.figures.ipynb #87a16b7e
