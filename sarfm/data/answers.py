@@ -302,13 +302,13 @@ def stack_dates(
         return arrays[0]
     return np.stack(arrays) if isinstance(arrays[0], np.ndarray) else da.stack(arrays)
 
-# %% ../../nbs/08_data.answers.ipynb #b63ce2ab
+# %% ../../nbs/08_data.answers.ipynb #b168ce8d
 def settle_statements(
     cube: dict[str, list[Band]],  # polarisation to bands
     units: str | None,  # answers of the caller, as given to open_scene
-    quantity: str | None,
-    nodata: float | str | None,
-    formula: str | Mapping[str, str] | None,
+    quantity: str | None,  # as given to open_scene
+    nodata: float | str | None,  # as given to open_scene
+    formula: str | Mapping[str, str] | None,  # as given to open_scene
     questions: Questions,  # to be asked together
 ) -> dict[str, str]:  # units and quantity
     """Settle unit, quantity and no data."""

@@ -39,21 +39,21 @@ Unit = Literal["dB", "1"]
 Quantity = Literal["sigma0", "gamma0", "beta0", "intensity", "amplitude", "digital_number"]
 NoData = float | Literal["none"] | None
 
-# %% ../../nbs/05_data.entries.ipynb #fe0c8976
+# %% ../../nbs/05_data.entries.ipynb #09bf540e
 class Provider(_Strict):
     """Name who licensed, produced, processed or hosts the data (STAC `providers`)."""
 
-    name: str
-    roles: list[Literal["licensor", "producer", "processor", "host"]]
-    url: HttpUrl | None = None
+    name: str  # of a person or an organisation
+    roles: list[Literal["licensor", "producer", "processor", "host"]]  # what it did for the data
+    url: HttpUrl | None = None  # its page
 
 
 class Link(_Strict):
     """Point to a page about the data (STAC `links`)."""
 
-    rel: Literal["about", "cite-as", "license", "source"]
-    href: HttpUrl
-    title: str | None = None
+    rel: Literal["about", "cite-as", "license", "source"]  # what the page is to the data
+    href: HttpUrl  # address
+    title: str | None = None  # shown instead of the address
 
 # %% ../../nbs/05_data.entries.ipynb #a870081e
 class File(_Strict):
@@ -73,31 +73,31 @@ class File(_Strict):
             )
         return self
 
-# %% ../../nbs/05_data.entries.ipynb #e226f09a
+# %% ../../nbs/05_data.entries.ipynb #27865ba3
 class Band(_Strict):
     """Describe one polarisation (STAC `bands`)."""
 
-    name: Polarisation
+    name: Polarisation  # variable of the Scene
     unit: Unit  # "1" is linear
     quantity: Quantity | None = None  # None where the source doesn't say
     nodata: NoData = None  # None where the source doesn't say
-    description: str | None = None
+    description: str | None = None  # how it was made
 
 
 class LabelClass(_Strict):
     """Name a label code and give it a colour."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.+@-]+( [\w.+@-]+)*$")]
-    color: str | None = Field(None, pattern=r"^#[0-9a-f]{6}$")
+    name: Annotated[str, Field(pattern=r"^[\w.+@-]+( [\w.+@-]+)*$")]  # as in a legend
+    color: str | None = Field(None, pattern=r"^#[0-9a-f]{6}$")  # red, green, blue, hexadecimal
 
 
 class Label(_Strict):
     """Describe a label image."""
 
-    description: str
-    classes: dict[int, LabelClass]
+    description: str  # what was labelled, by whom, from what
+    classes: dict[int, LabelClass]  # by code
 
-# %% ../../nbs/05_data.entries.ipynb #b2d9a18f
+# %% ../../nbs/05_data.entries.ipynb #59223f57
 class Read(_Strict):
     """Say how files become Scenes."""
 
@@ -105,9 +105,9 @@ class Read(_Strict):
     labels: dict[Identifier, RelativePath] = {}  # label to pattern with {scene}
     recode: dict[Identifier, dict[int, int]] = {}  # label to {code in the file: code in the entry}
     polarisations: list[Polarisation] | None = None  # of the bands, in order
-    units: Unit | None = None
-    quantity: Quantity | None = None
-    nodata: NoData = None
+    units: Unit | None = None  # "1" is linear; None where the files say
+    quantity: Quantity | None = None  # None where the files say
+    nodata: NoData = None  # value that stands for nothing; "none" when there is none
     formula: str | None = None  # from digital numbers to backscatter, e.g. 20*log10(DN)-83
     bands: Literal["polarisation", "time"] | None = None  # what the bands of a file are
     times: list[str] | None = None  # dates, or names such as before and after
@@ -125,34 +125,34 @@ class Read(_Strict):
             raise ValueError(f"pattern {self.scenes!r} holds {{time}}, so times must list its values in order")
         return self
 
-# %% ../../nbs/05_data.entries.ipynb #851a6a1c
+# %% ../../nbs/05_data.entries.ipynb #fa68a75f
 class Entry(_Strict):
     """Describe a data set (fields of a STAC Collection where they exist)."""
 
-    id: Identifier
-    title: str
-    description: str = ""
-    keywords: list[str] = []
+    id: Identifier  # name in the catalogue
+    title: str  # one line
+    description: str = ""  # a few sentences
+    keywords: list[str] = []  # to search by
     license: str = ""  # SPDX where one fits
-    providers: list[Provider] = []
-    citation: str = ""
+    providers: list[Provider] = []  # whose data they are
+    citation: str = ""  # the paper to cite
     attribution: str = ""  # the sentence that must accompany the data
-    links: list[Link] = []
-    access: Literal["embedded", "open", "account", "request"] = "open"
-    how_to_get: str = ""
+    links: list[Link] = []  # where to read on
+    access: Literal["embedded", "open", "account", "request"] = "open"  # who may have the files
+    how_to_get: str = ""  # in words a person can follow
     readable: bool = True  # whether sarfm reads it today
-    system: list[Annotated[int, Field(ge=1, le=5)]] = []
-    sensor: str = ""
+    system: list[Annotated[int, Field(ge=1, le=5)]] = []  # which of the five reproduced systems used it
+    sensor: str = ""  # satellite and mode
     bbox: tuple[float, float, float, float] | None = None  # west, south, east, north, degrees
     interval: tuple[str, str] | None = None  # first and last date
-    crs: str = ""
+    crs: str = ""  # of the files, or how they are placed
     spacing_m: float | list[float] = []  # several where it varies, empty where unknown
-    bands: list[Band] = []
-    labels: dict[Identifier, Label] = {}
-    splits: str = ""
-    files: list[File] = []
-    notes: list[str] = []
-    read: Read | None = None
+    bands: list[Band] = []  # polarisations
+    labels: dict[Identifier, Label] = {}  # by name
+    splits: str = ""  # what its authors hold out, and whether that can be trusted
+    files: list[File] = []  # that can be fetched or must be there
+    notes: list[str] = []  # traps
+    read: Read | None = None  # how files become Scenes; None while unreadable
 
     @model_validator(mode="after")
     def _consistent(self) -> "Entry":

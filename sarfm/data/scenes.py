@@ -7,12 +7,11 @@ __all__ = ['save_scene', 'open_scene', 'OpenQuestion', 'SceneAccessor', 'channel
            'label_names', 'make_scene', 'polarisation_names', 'scene_lonlat', 'spacing_m', 'stack_channels',
            'time_values']
 
-# %% ../../nbs/10_data.scenes.ipynb #6d3a0411
+# %% ../../nbs/10_data.scenes.ipynb #f6875a20
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from .accessor import SceneAccessor

@@ -71,7 +71,7 @@ def describe(
         "variables": {str(n): _frame(v) for n, v in scene.data_vars.items()},
     }
 
-# %% ../../nbs/19_data.store.ipynb #5ceaccda
+# %% ../../nbs/19_data.store.ipynb #f5f2ff0e
 class PatchStore:
     """Read the patches of a finished store."""
 
@@ -103,7 +103,7 @@ class PatchStore:
         return {**self.__dict__, "_open": OrderedDict()}  # a worker maps files for itself
 
     @cached_property
-    def scenes(self) -> dict[str, dict[str, Any]]:
+    def scenes(self) -> dict[str, dict[str, Any]]:  # by name
         """Describe every scene: sizes, attributes, coordinates (see `describe`)."""
         return read_json(self.path / "scenes.json")
 

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['flatten_metrics', 'collect_runs', 'fold_table', 'as_markdown']
 
-# %% ../../nbs/54_evaluation.report.ipynb #9a6e63e7
+# %% ../../nbs/54_evaluation.report.ipynb #ba5c4bf2
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from ..files import read_json, write_json
+from ..files import read_json
 
 # %% ../../nbs/54_evaluation.report.ipynb #cb922cc8
 def flatten_metrics(

@@ -6,12 +6,11 @@
 __all__ = ['LOSSES', 'CONVENTIONS', 'cross_entropy', 'dice', 'segmentation_loss', 'layer_number', 'encoder_depth',
            'parameter_groups', 'warmup_cosine']
 
-# %% ../../nbs/40_train.losses.ipynb #0a888b68
+# %% ../../nbs/40_train.losses.ipynb #4c4ce369
 import math
 import re
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
