@@ -14,7 +14,7 @@ project, author, release = cfg["title"], cfg["author"], cfg["version"]
 copyright = cfg["copyright"].replace("2026 onwards, ", "2026, ")
 language = "en"
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sarfm_docs"]
-exclude_patterns = ["**/.ipynb_checkpoints", "**.running.ipynb", "runs/runs", "**/lightning_logs", "**/checkpoints"]
+exclude_patterns = ["**/.ipynb_checkpoints", "**.running.ipynb", "*/runs", "**/lightning_logs", "**/checkpoints"]
 html_title = cfg["title"]
 
 # Notebooks as they are: stored outputs, markdown with $maths$, links to headings.

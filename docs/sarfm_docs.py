@@ -93,7 +93,8 @@ def parameters(node: Function, notes: dict[int, str]) -> list[tuple[str, str, st
         kind = ast.unparse(arg.annotation) if arg.annotation else ""
         rows.append((star + arg.arg, kind.strip("'\""), default, notes.get(end, "")))
     if node.returns and ast.unparse(node.returns) != "None":
-        rows.append(("return", ast.unparse(node.returns).strip("'\""), "", notes.get(node.returns.end_lineno, "")))
+        said = [notes[k] for k in range(node.returns.end_lineno, node.body[0].lineno) if k in notes]
+        rows.append(("return", ast.unparse(node.returns).strip("'\""), "", " ".join(said)))
     return rows
 
 

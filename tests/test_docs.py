@@ -16,6 +16,11 @@ site = root / "_docs/html"
 sys.path.insert(0, str(root / "docs"))
 from sarfm_docs import WIDGET, Links, api, comments, directives, outputs, parameters  # noqa: E402
 
+NOTEBOOKS = [
+    p
+    for p in sorted((root / "nbs").rglob("*.ipynb"))
+    if (site / p.relative_to(root / "nbs")).with_suffix(".html").exists()
+]
 LINKS = Links({"sarfm.sar": {"sarfm.sar.to_db": ("", ""), "sarfm.sar._hidden": ("", "")}})
 SOURCE = '''
 def look(
@@ -120,9 +125,9 @@ def visit(browser, address: str, page: str, scheme: str = "light"):
 
 def pages() -> list[str]:
     """Choose the front page, a page of every kind, and every page with a widget or a live plot."""
-    notebooks = [p.relative_to(root / "nbs").with_suffix("") for p in sorted((root / "nbs").rglob("*.ipynb"))]
+    notebooks = [p.relative_to(root / "nbs").with_suffix("") for p in NOTEBOOKS]
     live = [n for n in notebooks if any(m in (root / f"nbs/{n}.ipynb").read_text() for m in (WIDGET, "holoviews_exec"))]
-    kinds = {str(n.parent): n for n in reversed(notebooks) if ".ipynb_checkpoints" not in n.parts and "_" in n.name}
+    kinds = {str(n.parent): n for n in reversed(notebooks) if n.name != "index"}
     return [f"{n}.html" for n in dict.fromkeys([Path("index"), Path("api"), Path("genindex"), *kinds.values(), *live])]
 
 
@@ -170,10 +175,9 @@ def test_types_and_names_link_to_where_they_are_documented(browser, address):
 
 def stored_widgets() -> list[str]:
     """Find the pages whose notebooks store a widget's state."""
-    found = [p for p in sorted((root / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
     return [
         str(p.relative_to(root / "nbs").with_suffix(".html"))
-        for p in found
+        for p in NOTEBOOKS
         if "widgets" in json.loads(p.read_text())["metadata"]
     ]
 

@@ -16,7 +16,10 @@ sys.path.insert(0, str(root / "docs"))
 from sarfm_docs import comments, fields, parameters  # noqa: E402
 
 MODULES = sorted(p for p in (root / "sarfm").rglob("*.py") if p.name not in ("_modidx.py", "__init__.py"))
-NOTEBOOKS = sorted(p for p in (root / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+MADE = {".ipynb_checkpoints", "runs"}  # folders below a section: what a notebook left when it ran
+NOTEBOOKS = sorted(
+    p for p in (root / "nbs").rglob("*.ipynb") if not MADE & set(p.relative_to(root / "nbs").parts[1:-1])
+)
 LIBRARY = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name)]
 short = lambda path: str(path.relative_to(root))
 
