@@ -8,9 +8,10 @@ __all__ = ['SYMBOLS', 'MASKED', 'MISSING', 'CLASS_COLOURS', 'escape', 'display_l
            'error_label', 'show_reconstruction', 'comparison_layers', 'hidden_overlay', 'class_colours',
            'class_picture', 'show_segmentation', 'show_history', 'show_fractions']
 
-# %% ../../nbs/60_viz.figures.ipynb #8912ca23
+# %% ../../nbs/60_viz.figures.ipynb #e182b899
 import html
 import math
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,9 +42,7 @@ def display_limits(
     """Find the values between which a picture is stretched."""
     finite = np.asarray(values)[np.isfinite(values)]
     if finite.size == 0:
-        raise ValueError(
-            "expected at least one valid pixel to stretch a picture; got none. Choose another window or check `valid`"
-        )
+        raise ValueError("expected at least one valid pixel to stretch a picture; got none. Choose another window or check `valid`")
     first, last = (float(v) for v in np.percentile(finite, [low, high]))
     return (first, last) if last > first else (first - 0.5, first + 0.5)
 
@@ -80,19 +79,13 @@ def channel_label(
     if not index:
         return polarisation.upper()
     when = scene["time"].values[int(index)] if "time" in scene.coords else f"date {index}"
-    text = (
-        str(np.datetime_as_string(when, unit="D"))
-        if np.issubdtype(np.asarray(when).dtype, np.datetime64)
-        else str(when)
-    )
+    text = str(np.datetime_as_string(when, unit="D")) if np.issubdtype(np.asarray(when).dtype, np.datetime64) else str(when)
     return f"{polarisation.upper()} {text}"
 
 # %% ../../nbs/60_viz.figures.ipynb #b86daad1
 def scene_axes(
     scene: xr.Dataset | xr.DataArray,  # with coordinates y, x
-) -> tuple[
-    tuple[float, float, float, float], tuple[str, str], float
-]:  # extent (left, right, bottom, top), axis labels, aspect
+) -> tuple[tuple[float, float, float, float], tuple[str, str], float]:  # extent (left, right, bottom, top), axis labels, aspect
     """Find the extent, the axis labels and the aspect of a picture of the scene."""
     height, width = scene.sizes["y"], scene.sizes["x"]
     if "spatial_ref" not in scene.coords or "gcp_row" in scene.coords:
@@ -104,16 +97,23 @@ def scene_axes(
         return extent, ("longitude (°)", "latitude (°)"), 1 / math.cos(math.radians(float(y.mean())))
     return tuple(v / 1000 for v in extent), ("easting (km)", "northing (km)"), 1.0
 
-# %% ../../nbs/60_viz.figures.ipynb #095fe19f
+# %% ../../nbs/60_viz.figures.ipynb #5572f45b
 def new_figure(
     width: float,  # inches
     height: float,  # inches
 ) -> "Figure":
-    """Make a figure that belongs to nobody but its caller."""
-    import matplotlib.pyplot  # noqa: F401  (lets a notebook show figures)
+    """Make a figure that belongs to nobody but its caller and shows itself in a notebook."""
     from matplotlib.figure import Figure
+    from PIL import Image
 
-    return Figure(figsize=(width, height), layout="constrained", dpi=90)
+    class Picture(Figure):
+        def _repr_png_(self) -> bytes:
+            with BytesIO() as drawn, BytesIO() as small:
+                self.savefig(drawn, format="png")
+                Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+                return small.getvalue()
+
+    return Picture(figsize=(width, height), layout="constrained", dpi=90)
 
 # %% ../../nbs/60_viz.figures.ipynb #a7c279be
 def panel_grid(
@@ -167,18 +167,12 @@ def show_scene(
     """Show a scene's channels in dB, polarisations below each other and dates beside each other."""
     names = [c for c in channels or channel_names(scene) if time is None or c.endswith(f"@{time}") or "@" not in c]
     if not names:
-        raise ValueError(
-            f"expected one of the channels {channel_names(scene)}; got channels={channels}, time={time}. Choose from these"
-        )
+        raise ValueError(f"expected one of the channels {channel_names(scene)}; got channels={channels}, time={time}. Choose from these")
     rows = list(dict.fromkeys(c.partition("@")[0] for c in names))
     columns = list(dict.fromkeys(c.partition("@")[2] for c in names))
     figure, axes = panel_grid(scene, len(rows), len(columns), bars=1)
     for row, polarisation in enumerate(rows):
-        panels = {
-            c.partition("@")[2]: shown(_channel(scene, c))[0].values
-            for c in names
-            if c.partition("@")[0] == polarisation
-        }
+        panels = {c.partition("@")[2]: shown(_channel(scene, c))[0].values for c in names if c.partition("@")[0] == polarisation}
         span = limits or display_limits(np.stack(list(panels.values())))
         for index, values in panels.items():
             ax = axes[row, columns.index(index)]
@@ -213,7 +207,7 @@ def error_label(
     """Name the error's colour bar."""
     return f"reconstruction − original ({unit or 'digital number'})"
 
-# %% ../../nbs/60_viz.figures.ipynb #c26dd160
+# %% ../../nbs/60_viz.figures.ipynb #d299e13b
 def show_reconstruction(
     reconstruction: xr.Dataset,  # as made by `reconstruct_scene`: original, masked, reconstruction, error, hidden
     channel: str | None = None,  # one of its channels; the first when None
@@ -226,7 +220,7 @@ def show_reconstruction(
     name = channel or names[0]
     layers, limits, unit = comparison_layers(reconstruction, name)
     (left, right, bottom, top), _, aspect = scene_axes(reconstruction)
-    wide = abs(right - left) > 2 * aspect * abs(top - bottom)
+    wide = abs(right - left) > 2.5 * aspect * abs(top - bottom)
     figure, axes = panel_grid(reconstruction, *((4, 1, 1) if wide else (2, 2, 2)))
     titles = [
         f"original, {channel_label(reconstruction if scene is None else scene, name)}",
@@ -246,9 +240,7 @@ def show_reconstruction(
 def comparison_layers(
     reconstruction: xr.Dataset,  # as made by `reconstruct_scene`
     channel: str,  # one of its channels
-) -> tuple[
-    dict[str, np.ndarray], dict[str, tuple[float, float]], str
-]:  # the four layers (y, x) as drawn, their limits, their unit
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[float, float]], str]:  # the four layers (y, x) as drawn, their limits, their unit
     """Bring one channel of a reconstruction into the unit and the limits in which it is drawn."""
     one = reconstruction.sel(channel=channel)
     attrs = {**reconstruction.attrs, **one["original"].attrs}
@@ -269,19 +261,7 @@ def hidden_overlay(
     return np.where(hidden[..., None], np.array(to_rgba(MASKED)), 0.0)
 
 # %% ../../nbs/60_viz.figures.ipynb #5b987327
-CLASS_COLOURS = [
-    "#0072b2",
-    "#009e73",
-    "#e69f00",
-    "#cc79a7",
-    "#56b4e9",
-    "#d55e00",
-    "#f0e442",
-    "#999999",
-    "#332288",
-    "#882255",
-    "#44aa99",
-]
+CLASS_COLOURS = ["#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999", "#332288", "#882255", "#44aa99"]
 
 
 def class_colours(
@@ -291,9 +271,7 @@ def class_colours(
     codes = [int(c) for c in np.atleast_1d(labels.attrs.get("flag_values", []))]
     meanings = str(labels.attrs.get("flag_meanings", "")).split()
     if not codes or len(codes) != len(meanings):
-        raise ValueError(
-            f"expected flag_values and as many flag_meanings in {labels.name!r}; got {codes} and {meanings}. Set both attributes"
-        )
+        raise ValueError(f"expected flag_values and as many flag_meanings in {labels.name!r}; got {codes} and {meanings}. Set both attributes")
     colours = str(labels.attrs.get("flag_colors", "")).split()
     if len(colours) != len(codes):
         colours = [CLASS_COLOURS[i % len(CLASS_COLOURS)] for i in range(len(codes))]
@@ -341,9 +319,7 @@ def show_history(
     """Show the losses, and the learning rate, over the steps of a run."""
     losses = [c for c in history.columns if "loss" in c and history[c].notna().any()]
     if "step" not in history.columns or not losses:
-        raise ValueError(
-            f"expected a column 'step' and one with 'loss' in its name; got {list(history.columns)}. Pass the table that `fit` returns"
-        )
+        raise ValueError(f"expected a column 'step' and one with 'loss' in its name; got {list(history.columns)}. Pass the table that `fit` returns")
     figure = new_figure(7.5, 3.4)
     ax = figure.subplots()
     for number, name in enumerate(losses):
@@ -371,9 +347,7 @@ def show_fractions(
     """Show the score over the fraction of labels, with intervals."""
     missing = [c for c in (value, by, fraction) if c not in results.columns]
     if missing:
-        raise ValueError(
-            f"expected the columns {[value, by, fraction]}; missing {missing} in {list(results.columns)}. Name the columns"
-        )
+        raise ValueError(f"expected the columns {[value, by, fraction]}; missing {missing} in {list(results.columns)}. Name the columns")
     figure = new_figure(6.5, 4)
     ax = figure.subplots()
     names = list(dict.fromkeys(results[by]))
