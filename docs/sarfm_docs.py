@@ -153,6 +153,8 @@ class Links:
     def kind(self, annotation: str) -> str:
         """Write a type with the names in it linked."""
         written, plain = "", ""
+        if "Literal" not in annotation:
+            annotation = re.sub("['\"]", "", annotation)  # names that are not defined yet
         for part in [*re.split(r"((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)", annotation), ""]:
             last = part.rpartition(".")[2]
             full = self.target(part) or self.short.get(last, "") if last else ""

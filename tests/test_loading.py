@@ -51,6 +51,11 @@ def test_items_are_functions_of_seed_and_number(store, contract):
     assert len({first[k]["image"].numpy().tobytes() for k in range(500)}) >= 497  # 500 of 260,000 windows
 
 
+def test_the_seed_draws_the_windows_too(store, contract):
+    one, two = (CropDataset(store, [50], contract, crop=24, seed=s) for s in (1, 2))
+    assert not any(same(one[k], two[k]) for k in range(10))
+
+
 def test_every_pass_shows_every_patch_once(store, contract):
     crops = CropDataset(store, np.arange(10, 40), contract, crop=48)
     passes = [[crops.patch_of(30 * p + k) for k in range(30)] for p in range(3)]

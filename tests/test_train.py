@@ -1,5 +1,6 @@
 """Losses, schedules, the guarded step, accumulation, and what fit refuses."""
 
+import itertools
 import math
 import warnings
 
@@ -103,7 +104,7 @@ def test_warmup_cosine_ends_where_it_should():
     factors = [warmup_cosine(k, 10, 100, 0.1) for k in range(100)]
     assert factors[0] == 0.1 and factors[9] == factors[10] == 1.0
     assert math.isclose(factors[-1], 0.1)
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
 
 
 @pytest.mark.parametrize("head", ["linear", "upernet"])

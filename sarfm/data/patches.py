@@ -228,7 +228,7 @@ def _finish(
     digests = {name: sha256(folder / name) for name in small}
     write_json(folder / MANIFEST, {"format": FORMAT, "patches": len(index), "sha256": digests, "shards": sizes})
 
-# %% ../../nbs/20_data.patches.ipynb #6b81f64e
+# %% ../../nbs/20_data.patches.ipynb #670710a2
 def write_store(
     scenes: Mapping[str, xr.Dataset],  # name -> Scene; opened one at a time
     path: str | Path,  # the store to make, say "ombria.zarr"
@@ -260,12 +260,14 @@ def write_store(
             _create(folder, attrs, len(index))
             write_json(folder / "scenes.json", described)
             write_json(folder / "plan.json", plan)
+        for leftover in folder.rglob(".*.tmp*"):  # of a write that was killed
+            leftover.unlink()
         _write_shards(folder, scenes, attrs, index, progress)
         _finish(folder, attrs, index)
         os.replace(folder, path)
     return open_store(path)
 
-# %% ../../nbs/20_data.patches.ipynb #7beab74d
+# %% ../../nbs/20_data.patches.ipynb #6fa1a957
 def _sources(
     folder: Path,  # the data set's files
     listed: list[str],  # names of the files that the catalogue lists; all in the folder when none
@@ -296,8 +298,6 @@ def prepare_store(
     recipe["files"] = _sources(where, [file.path for file in entry.files])
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(cache or data_folder() / "prepared") / f"{entry.id}-{key}.zarr"
-    return (
-        open_store(path)
-        if path.exists()
-        else write_store(open_dataset(dataset, folder), path, progress=progress, **cut)
-    )
+    if path.exists():
+        return open_store(path)
+    return write_store(open_dataset(dataset, folder), path, progress=progress, **cut)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-# %% ../../nbs/50_evaluation.metrics.ipynb #c5c69116
+# %% ../../nbs/50_evaluation.metrics.ipynb #bce957b6
 def confusion(
     prediction: np.ndarray,  # class numbers in 0..K-1, any shape
     truth: np.ndarray,  # class numbers in 0..K-1 or `ignore`, same shape
@@ -22,7 +22,9 @@ def confusion(
     """Count how often each class was called what."""
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape:
-        raise ValueError(f"prediction and truth have different shapes: {prediction.shape} and {truth.shape}")
+        raise ValueError(
+            f"prediction and truth have different shapes: {prediction.shape} and {truth.shape}. Cut both to the same window"
+        )
     labelled = truth != ignore
     truth, prediction = truth[labelled].astype(np.int64), prediction[labelled].astype(np.int64)
     for name, values in (("truth", truth), ("prediction", prediction)):
@@ -98,7 +100,7 @@ def bootstrap_interval(
     low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(one_score(counts.sum(0))), float(low), float(high))
 
-# %% ../../nbs/50_evaluation.metrics.ipynb #5c06835d
+# %% ../../nbs/50_evaluation.metrics.ipynb #e1b423bc
 def reconstruction_scores(
     original_db: np.ndarray,  # (H, W) or (C, H, W), NaN where nothing was observed
     reconstruction_db: np.ndarray,  # same shape
@@ -113,7 +115,7 @@ def reconstruction_scores(
     )  # (C, H, W)
     if original.shape != made.shape or hidden.shape != original.shape[1:]:
         raise ValueError(
-            f"shapes differ: original {original.shape}, reconstruction {made.shape}, hidden {hidden.shape}"
+            f"shapes differ: original {original.shape}, reconstruction {made.shape}, hidden {hidden.shape}. Give arrays of the same window"
         )
     seen = np.isfinite(original) & np.isfinite(made)
     count = seen & hidden

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'versions', 'code_commit', 'machine', 'read_run', 'check_same_run', 'RunFolder']
 
-# %% ../../nbs/70_runs.folders.ipynb #d04a1575
+# %% ../../nbs/70_runs.folders.ipynb #4c0a5fa9
+import math
 import os
 import platform
 import subprocess
@@ -124,7 +125,14 @@ def check_same_run(
         )
     return record
 
-# %% ../../nbs/70_runs.folders.ipynb #91da678f
+# %% ../../nbs/70_runs.folders.ipynb #85aa80c9
+def _without_nan(value: Any) -> Any:
+    """Write a score that does not exist (a class that never occurs) as null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class RunFolder:
     """Keep everything that one run leaves behind in one folder."""
 
@@ -209,7 +217,7 @@ class RunFolder:
         self.record.update(
             status="done",
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            metrics=metrics,
+            metrics=_without_nan(metrics),
             versions=versions(),
             commit=code_commit(),
             device=machine(self.parameters.get("device", "auto")),

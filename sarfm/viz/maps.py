@@ -284,7 +284,7 @@ def coastline(
         ]
     return out
 
-# %% ../../nbs/61_viz.maps.ipynb #aea9d869
+# %% ../../nbs/61_viz.maps.ipynb #9e72ad02
 LAND_FROM_M = 150.0  # metres per screen pixel from which on the land is drawn
 SEA, LAND, COAST, LINES, NEUTRAL = "#dce7ef", "#eee9dc", "#8b8b7a", "#5f7d95", "#e9edf0"
 
@@ -295,11 +295,14 @@ def locator(
     reach_m: float = 9e5,  # half a side of what it shows
 ) -> str:  # data URI of an SVG
     """Draw where in the world a scene is."""
+    import shapely
+
     x, y = (grid.bounds[0] + grid.bounds[2]) / 2, (grid.bounds[1] + grid.bounds[3]) / 2
     half, out = size_px / 2, []
     for rings in coastline(grid.crs, *(float(v) for v in grid.lonlat(x, y))):
-        flat = [np.round((ring - (x, y)) / reach_m * (half, -half) + half, 1) for ring in rings]
-        out += ["M" + "L".join(f"{a:g},{b:g}" for a, b in ring) + "Z" for ring in flat]
+        flat = [(ring - (x, y)) / reach_m * (half, -half) + half for ring in rings]
+        plain = [np.asarray(shapely.LinearRing(ring).simplify(0.4).coords) for ring in flat]
+        out += ["M" + "L".join(f"{a:.1f},{b:.1f}" for a, b in ring) + "Z" for ring in plain]
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{size_px}" height="{size_px}"><rect width="100%" height="100%" fill="{SEA}"/>'
         f'<path d="{"".join(out)}" fill="{LAND}" stroke="{COAST}" stroke-width=".7" fill-rule="evenodd"/>'
@@ -335,11 +338,11 @@ def graticule(
             lines += _clipped(grid, shapely, points, frame, inner, kind, _degrees(value, step, kind))
     return lines
 
-# %% ../../nbs/61_viz.maps.ipynb #691f2d74
+# %% ../../nbs/61_viz.maps.ipynb #5dd0ddbb
 def _clipped(grid: MapGrid, shapely, lonlat, frame, inner, kind: str, text: str) -> list[dict]:
     """Cut a line to the frame; label its first part at the left (parallels) or the lower (meridians) end of what crosses the scene."""
     onto = Transformer.from_crs(4326, grid.crs, always_xy=True)
-    path = shapely.LineString(np.stack(onto.transform(*lonlat), axis=1))
+    path = shapely.LineString(np.stack(onto.transform(*lonlat), axis=1)).simplify(inner.length / 2e5)
     parts = [
         np.asarray(g.coords).round(2)
         for g in shapely.get_parts(path.intersection(frame))
