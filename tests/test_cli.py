@@ -1,0 +1,95 @@
+"""The command line: light, clear, with exit codes that a script can trust."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sarfm.cli import main
+
+
+def run(*words, **options):
+    """Call sarfm in a process of its own."""
+    command = [sys.executable, "-c", "from sarfm.cli import main; raise SystemExit(main())", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_importing_the_command_line_imports_nothing_heavy():
+    code = "import sys, sarfm.cli; print([m for m in ('torch', 'numpy', 'pandas', 'xarray', 'papermill', 'matplotlib', 'pydantic', 'yaml') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["sweep", "--help"], ["data", "--help"], ["data", "fetch", "--help"]]
+)
+def test_help(words):
+    found = run(*words)
+    assert found.returncode == 0 and found.stdout.startswith("usage: sarfm") and not found.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "pretrain", "-p", "mask_ration=0.5"], "did you mean 'mask_ratio'"),
+        (["run", "pretrain", "-p", "mask_ratio=1.0"], "in (0, 1)"),
+        (["run", "pretrain", "-p", "steps=many"], "type int"),
+        (["run", "pretrain", "-p", "steps"], "NAME=VALUE"),
+        (["run", "pretrain", "-p", "steps=1", "-p", "steps=2"], "given twice"),
+        (["run", "pretrain", "-p", "out=a", "--out", "b"], "given twice"),
+        (["run", "pretrained"], "compare', 'finetune', 'pretrain'"),
+        (["run", "missing.ipynb"], "no notebook missing.ipynb"),
+        (["run", "pretrain", "--kernel", "nowhere"], "no Jupyter kernel"),
+        (["sweep", "missing.yaml", "--out", "x"], "missing.yaml"),
+        (["data", "show", "nothing"], "nothing"),
+    ],
+)
+def test_what_a_user_did_wrong_is_one_message_and_exit_code_2(words, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert expected in said.err and said.err.startswith("sarfm: ") and "Traceback" not in said.err
+    assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+def test_unknown_commands_are_refused():
+    assert run("frobnicate").returncode == 2
+
+
+def test_version(capsys):
+    from sarfm import __version__
+
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out.startswith(f"sarfm {__version__}")
+
+
+def test_describe_lists_every_parameter(capsys):
+    assert main(["run", "pretrain", "--describe"]) == 0
+    assert "mask_ratio: float = 0.75\n    fraction of tokens hidden, in (0, 1)" in capsys.readouterr().out
+
+
+def test_data_list_show_and_check(capsys):
+    assert main(["data", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("borneo", "ombria", "terramesh"))
+    assert main(["data", "show", "borneo"]) == 0
+    assert "attribution" in capsys.readouterr().out.lower()
+    assert main(["data", "check", "borneo"]) == 0
+    assert "borneo.nc" in capsys.readouterr().out
+
+
+def test_a_damaged_file_gives_exit_code_1(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SARFM_DATA", str(tmp_path))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "a.nc").write_bytes(b"not what it was")
+    entry = {
+        "id": "own",
+        "title": "own",
+        "readable": False,
+        "files": [{"path": "a.nc", "bytes": 3, "sha256": "0" * 64}],
+    }
+    import yaml
+
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(entry))
+    assert main(["data", "check", str(tmp_path / "own.yaml"), "--folder", str(tmp_path / "own")]) == 1
+    assert "False" in capsys.readouterr().out

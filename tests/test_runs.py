@@ -1,0 +1,357 @@
+"""Runs: what is refused before a kernel starts, what survives a kill, and the run notebooks themselves."""
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from sarfm.files import StoreLocked, lock
+from sarfm.runs.folders import RunFolder, read_run
+from sarfm.runs.notebooks import (
+    RunFailed,
+    check_parameters,
+    declared_parameters,
+    notebook_path,
+    parse_value,
+    run_names,
+    run_notebook,
+)
+from sarfm.runs.sweeps import read_sweep, run_sweep
+
+PARAMETERS = """out: str = "runs/toy"  # folder of the run
+steps: int = 4  # steps, >= 1
+ratio: float = 0.75  # fraction hidden, in (0, 1)
+share: float = 1.0  # of the labels, in (0, 1]
+masking: str = "random"  # how, one of random | block
+text: str = ""  # anything
+many: list[int] = [0]  # seeds, each >= 0
+names: list[str] = []  # channels
+flag: bool = False  # a switch
+seconds: float = 0.0  # of each step, s, >= 0
+fail: bool = False  # stop in the middle"""
+
+BODY = """import json, os, time
+from pathlib import Path
+from sarfm.runs.notebooks import open_run
+run = open_run("NOTEBOOK", globals())
+(run.path / "kernel.pid").write_text(str(os.getpid()))
+progress = run.path / "progress.json"
+done = json.loads(progress.read_text()) if progress.exists() else []"""
+
+LOOP = """for step in range(len(done), steps):
+    time.sleep(seconds)
+    done.append([step, os.getpid()])
+    progress.write_text(json.dumps(done))
+    assert not (fail and step == 1), "a cell that fails"
+print("done", steps)"""
+
+END = 'run.finish({"steps": len(done), "text": text, "ratio": ratio})'
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """Write a run notebook that counts, slowly where asked, and continues where it stopped."""
+    path = tmp_path / "toy.ipynb"
+    cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
+    cells += [nbformat.v4.new_code_cell(s) for s in (BODY.replace("NOTEBOOK", str(path)), LOOP, END)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"ration": 0.5}, "did you mean 'ratio'"),
+        ({"zzz": 1}, "it has out, steps"),
+        ({"ratio": 1.0}, "in (0, 1)"),
+        ({"ratio": 0}, "in (0, 1)"),
+        ({"ratio": float("nan")}, "in (0, 1)"),
+        ({"share": 0.0}, "in (0, 1]"),
+        ({"ratio": "0.5"}, "type float"),
+        ({"steps": 2.5}, "type int"),
+        ({"steps": True}, "type int"),
+        ({"steps": 0}, ">= 1"),
+        ({"masking": "checker"}, "one of random | block"),
+        ({"many": [0, -1]}, ">= 0"),
+        ({"many": 3}, "list[int]"),
+        ({"names": ["vv", 1]}, "list[str]"),
+        ({"flag": 1}, "type bool"),
+        ({"text": None}, "type str"),
+        ({"text": object()}, "type str"),
+        ({"text": {"a": 1}}, "type str"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_a_kernel_starts(toy, tmp_path, given, expected):
+    with pytest.raises(ValueError) as error:
+        run_notebook(toy, given, tmp_path / "out")
+    assert expected in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x = 1; import os",
+        "steps\nimport os",
+        "__import__('os')",
+        "steps ",
+        " steps",
+        "1a",
+        "",
+        "a.b",
+        "a[0]",
+        "steps=3\n#",
+        "stéps",
+        "a-b",
+        "lambda",
+        "ｓteps",
+    ],
+)
+def test_names_cannot_inject_code(toy, tmp_path, name):
+    canary = tmp_path / "canary"
+    with pytest.raises(ValueError):
+        run_notebook(toy, {name: f"open({str(canary)!r}, 'w')"}, tmp_path / "out")
+    assert not canary.exists() and not (tmp_path / "out").exists()
+
+
+def test_everything_wrong_is_said_at_once(toy):
+    with pytest.raises(ValueError) as error:
+        check_parameters(toy, {"ration": 1, "steps": 0, "masking": "x"})
+    assert all(word in str(error.value) for word in ("ration", "steps", "masking"))
+
+
+def test_values_arrive_as_they_were_given(toy, tmp_path):
+    text = "ünï \"' \\ {x} %s $(rm) `x`\n\N{SNOWMAN}" + "x" * 1_000_000
+    run_notebook(toy, {"text": text, "steps": 1}, tmp_path / "a {b} c", progress=False)
+    assert read_run(tmp_path / "a {b} c")["metrics"]["text"] == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("steps", "200", 200),
+        ("ratio", "2.5e-1", 0.25),
+        ("flag", "True", True),
+        ("text", "1", "1"),
+        ("many", "0,1,2", [0, 1, 2]),
+        ("many", "[0, 1]", [0, 1]),
+        ("names", "vv,vh", ["vv", "vh"]),
+        ("names", "[vv, vh]", ["vv", "vh"]),
+        ("names", "[]", []),
+    ],
+)
+def test_text_is_read_by_the_declared_type(toy, name, text, value):
+    parsed = parse_value(declared_parameters(toy)[name], text)
+    assert parsed == value and type(parsed) is type(value)
+
+
+def test_a_finished_run_is_not_repeated_and_other_parameters_are_refused(toy, tmp_path):
+    done = run_notebook(toy, {"steps": 2}, tmp_path / "out", progress=False)
+    record = read_run(tmp_path / "out")
+    assert record["status"] == "done" and record["metrics"]["steps"] == 2 and record["parameters"]["steps"] == 2
+    assert {"versions", "commit", "seed", "device", "timings_s", "attempts"} <= set(record)
+    changed = (tmp_path / "out" / "run.json").stat().st_mtime_ns
+    assert run_notebook(toy, {"steps": 2}, tmp_path / "out", progress=False) == done
+    assert (tmp_path / "out" / "run.json").stat().st_mtime_ns == changed
+    with pytest.raises(ValueError, match="steps=2, now 3"):
+        run_notebook(toy, {"steps": 3}, tmp_path / "out")
+
+
+def test_a_failing_cell_keeps_the_notebook_and_can_be_tried_again(toy, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(RunFailed, match="a cell that fails"):
+        run_notebook(toy, {"fail": True}, out, progress=False)
+    assert read_run(out)["status"] == "failed" and "a cell that fails" in read_run(out)["error"]
+    assert (out / "toy.running.ipynb").exists() and not (out / "toy.ipynb").exists()
+    run_notebook(toy, {"fail": True}, out, progress=False)  # continues behind the step that failed
+    assert read_run(out)["status"] == "done" and "error" not in read_run(out)
+
+
+def start(toy, out, seconds=0.3, steps=12):
+    """Start the toy as the command line does, in a process of its own."""
+    pairs = ["-p", f"seconds={seconds}", "-p", f"steps={steps}", "--out", str(out)]
+    command = [sys.executable, "-c", "from sarfm.cli import main; raise SystemExit(main())", "run", str(toy), *pairs]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_steps(out, steps):
+    """Wait until the toy has done some steps."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        path = out / "progress.json"
+        if path.exists() and path.stat().st_size and len(json.loads(path.read_text())) >= steps:
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"{out} made no progress")
+
+
+def alive(pid):
+    """Say whether a process runs (a zombie does not)."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_kill_9_of_the_command_then_the_same_command_continues(toy, tmp_path):
+    out = tmp_path / "out"
+    process = start(toy, out)
+    wait_for_steps(out, 2)
+    kernel = int((out / "kernel.pid").read_text())
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 15
+    while alive(kernel) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not alive(kernel), "the kernel outlived its run"
+    assert read_run(out)["status"] == "running" and not (out / "toy.ipynb").exists()
+    again = start(toy, out)
+    assert again.wait(60) == 0, again.stderr.read()
+    steps = json.loads((out / "progress.json").read_text())
+    assert [step for step, _ in steps] == list(range(12)) and len({pid for _, pid in steps}) == 2
+    assert read_run(out)["attempts"] == 2 and not list(out.glob("*.running.ipynb"))
+
+
+def test_kill_9_of_the_kernel_ends_the_command_soon_and_it_continues(toy, tmp_path):
+    out = tmp_path / "out"
+    process = start(toy, out)
+    wait_for_steps(out, 2)
+    os.kill(int((out / "kernel.pid").read_text()), signal.SIGKILL)
+    assert process.wait(20) == 1
+    assert "kernel died" in process.stderr.read()
+    assert read_run(out)["status"] == "failed"
+    partial = nbformat.read(out / "toy.running.ipynb", 4)
+    assert sum(bool(c.execution_count) for c in partial.cells if c.cell_type == "code") >= 2
+    assert start(toy, out).wait(60) == 0
+    assert read_run(out)["status"] == "done"
+
+
+def test_two_commands_on_one_folder_do_not_mix(toy, tmp_path):
+    with lock(tmp_path / "out"), pytest.raises(StoreLocked, match="being written"):
+        run_notebook(toy, {}, tmp_path / "out", progress=False)
+
+
+def test_a_kernel_that_is_not_there_is_refused(toy, tmp_path):
+    with pytest.raises(ValueError, match="no Jupyter kernel 'nowhere'.*python3"):
+        run_notebook(toy, {}, tmp_path / "out", kernel="nowhere")
+    assert not (tmp_path / "out").exists()
+
+
+def test_run_folder_writes_null_for_a_score_that_does_not_exist(tmp_path):
+    RunFolder(tmp_path, {}).finish({"iou": float("nan"), "x": {"value": 1.0, "low": float("nan"), "high": 2.0}})
+    text = (tmp_path / "run.json").read_text()
+    assert "NaN" not in text and json.loads(text)["metrics"] == {
+        "iou": None,
+        "x": {"value": 1.0, "low": None, "high": 2.0},
+    }
+
+
+def sweep_file(toy, tmp_path, text):
+    """Write a sweep file for the toy."""
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text.replace("TOY", str(toy)))
+    return path
+
+
+def test_a_sweep_makes_every_combination_skips_what_is_done_and_keeps_failures(toy, tmp_path):
+    path = sweep_file(
+        toy, tmp_path, "notebook: TOY\nparameters: {steps: 2}\nsweep:\n  ratio: [0.25, 0.5]\n  fail: [false, true]\n"
+    )
+    table = run_sweep(path, tmp_path / "out", jobs=2, progress=False)
+    assert list(table["status"]) == ["done", "failed", "done", "failed"] and list(table["ratio"]) == [
+        0.25,
+        0.25,
+        0.5,
+        0.5,
+    ]
+    assert pd.read_parquet(tmp_path / "out" / "table.parquet").equals(table)
+    assert (tmp_path / "out" / "table.md").read_text().count("\n") == 6
+    assert "a cell that fails" in (tmp_path / "out" / "ratio=0.5,fail=true" / "run.log").read_text()
+    changed = (tmp_path / "out" / "ratio=0.5,fail=false" / "run.json").stat().st_mtime_ns
+    again = run_sweep(path, tmp_path / "out", progress=False)
+    assert list(again["status"]) == ["done"] * 4  # the toy goes on behind the step at which it failed
+    assert (tmp_path / "out" / "ratio=0.5,fail=false" / "run.json").stat().st_mtime_ns == changed
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("notebook: TOY\nsweep: {ration: [1]}\n", "did you mean 'ratio'"),
+        ("notebook: TOY\nsweep: {ratio: [0.5, 1.0]}\n", "in (0, 1)"),
+        ("notebook: TOY\nsweep: {ratio: 0.5}\n", "one list of values"),
+        ("notebook: TOY\nsweep: {}\n", "one list of values"),
+        ("notebook: TOY\nsweep: {out: [a, b]}\n", "--out"),
+        ("notebook: TOY\nlists: {ratio: [0.5]}\n", "expected notebook, sweep"),
+        ("- 1\n", "expected notebook, sweep"),
+        ("notebook: TOY\nparameters: {ratio: 0.5}\nsweep: {ratio: [0.1]}\n", "swept or fixed"),
+    ],
+)
+def test_a_wrong_sweep_is_refused_before_it_starts(toy, tmp_path, text, expected):
+    with pytest.raises(ValueError) as error:
+        read_sweep(sweep_file(toy, tmp_path, text))
+    assert expected in str(error.value) and "sweep.yaml" in str(error.value)
+
+
+def test_a_sweep_file_runs_no_code(toy, tmp_path):
+    import yaml
+
+    with pytest.raises(yaml.YAMLError):
+        read_sweep(
+            sweep_file(
+                toy, tmp_path, "notebook: !!python/object/apply:os.system ['touch canary']\nsweep: {ratio: [0.5]}\n"
+            )
+        )
+
+
+def test_values_that_do_not_fit_a_file_name_get_one_of_their_own(toy, tmp_path):
+    path = sweep_file(toy, tmp_path, 'notebook: TOY\nsweep: {text: ["../../a", "a/b", "a:b", ".."]}\n')
+    names = list(read_sweep(path).runs)
+    assert len(set(names)) == 4 and not any("/" in name or name.startswith(".") for name in names)
+
+
+@pytest.mark.parametrize("name", run_names())
+def test_run_notebooks_keep_their_form(name):
+    cells = [c for c in nbformat.read(notebook_path(name), 4).cells if c.cell_type == "code"]
+    declared = declared_parameters(name)
+    assert check_parameters(name, {p.name: p.default for p in declared.values()}), "a default fails its own check"
+    assert all(len(p.comment.split()) >= 2 for p in declared.values()), "every parameter says what it is"
+    assert {"out", "seed", "device"} <= set(declared)
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    assert not [n for c in cells for n in ast.walk(ast.parse(c.source)) if isinstance(n, kinds)], (
+        "no function definitions"
+    )
+    assert "run.finish(" in cells[-1].source
+
+
+def test_run_notebooks_agree_about_what_they_share():
+    declared = [declared_parameters(name) for name in ("pretrain", "finetune", "compare")]
+    for name in set.intersection(*map(set, declared)) - {"out", "stride_px", "steps", "batch_size", "seed", "patch_px"}:
+        assert len({json.dumps(d[name].default) for d in declared}) == 1, name
+
+
+def test_sweeps_that_come_with_sarfm_are_sound():
+    files = sorted(notebook_path("pretrain").parent.glob("sweeps/*.yaml"))
+    assert files and all(len(read_sweep(path).runs) > 1 for path in files)
+
+
+@pytest.mark.slow
+def test_the_chain_from_pretraining_to_comparison(tmp_path, monkeypatch):
+    monkeypatch.setenv("SARFM_DATA", str(tmp_path / "data"))
+    run_notebook("pretrain", {"steps": 6, "checkpoint_every": 3, "stride_px": 24}, tmp_path / "p", progress=False)
+    history = pd.read_parquet(tmp_path / "p" / "history.parquet")
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    run_notebook("finetune", {"pretrained": str(tmp_path / "p"), "steps": 3}, tmp_path / "f", progress=False)
+    assert 0 <= read_run(tmp_path / "f")["metrics"]["mean_iou"]["value"] <= 1
+    given = {"pretrained": str(tmp_path / "p"), "steps": 2, "seeds": [0], "fractions": [1.0]}
+    run_notebook("compare", given, tmp_path / "c", progress=False)
+    assert set(read_run(tmp_path / "c")["metrics"]) == {"pretrained@1", "scratch@1", "unet@1"}
+    page = (tmp_path / "c" / "figures" / "map.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html") and "https://unpkg" not in page
