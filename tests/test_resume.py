@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+MARK = f"resume-{os.getpid()}-{time.time_ns()}"  # in the environment of every process started here
+
 TRAINING = '''
 import os, sys, time, traceback
 from pathlib import Path
@@ -103,6 +105,7 @@ def server(prepared):
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            env={**os.environ, "SARFM_TEST_MARK": MARK},
         )
         yield process
         process.stdin.close()
@@ -158,6 +161,28 @@ def kills_and_resumes(server, prepared, precision, workers, kills, seed):
 @pytest.mark.parametrize(("precision", "kills"), [("32-true", 3), ("bf16-mixed", 2)])
 def test_killed_training_continues_bit_for_bit(server, prepared, precision, kills):
     kills_and_resumes(server, prepared, precision, workers=0, kills=kills, seed=7)
+
+
+def marked() -> list[int]:
+    """List the processes that carry this test's mark in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if MARK.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return [pid for pid in found if pid != os.getpid()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="lists processes through /proc, which Linux has")
+def test_workers_leave_with_a_killed_training(server, prepared):
+    assert training(server, prepared, prepared / "left", "32-true", 2, (10, 0.0)) == signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while len(marked()) > 1 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert marked() == [server.pid]
 
 
 @pytest.mark.slow
