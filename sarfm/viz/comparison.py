@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LAYERS', 'VISIBLE', 'ERROR_COLOURS', 'Comparison', 'layer_colours', 'layer_url', 'scene_numbers', 'tile_numbers',
-           'tile_shape', 'tile_nodes']
+           'tile_shape', 'tile_nodes', 'channel_name', 'error_stops']
 
-# %% ../../nbs/62_viz.comparison.ipynb #ba891a19
+# %% ../../nbs/62_viz.comparison.ipynb #8878c928
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from .figures import comparison_layers, display_limits, error_limit, hidden_overlay
-from .maps import MapGrid, coloured, picture_url, project_scene
+from sarfm.viz.figures import (
+    channel_label,
+    comparison_layers,
+    display_limits,
+    error_limit,
+    hidden_overlay,
+    quantity_label,
+)
+from .maps import coloured, picture_url
+from .projection import MapGrid, project_scene
 
 if TYPE_CHECKING:
     from sarfm.data.contract import InputContract
@@ -171,3 +179,20 @@ def tile_nodes(
     for dim, count in zip(("y", "x"), tile_shape(comparison), strict=True):
         edges.append(np.minimum(np.arange(count + 1) * comparison.tile_px, comparison.scene.sizes[dim]).astype(float))
     return np.stack(comparison.grid.to_map(*np.meshgrid(*edges, indexing="ij")), axis=-1)
+
+# %% ../../nbs/62_viz.comparison.ipynb #9bd7e596
+def channel_name(
+    comparison: Comparison,  # what is compared
+    channel: str,  # one of the model's
+) -> str:  # such as "VV 2017-01-24, γ⁰ (dB)"
+    """Name a channel with its date, quantity and unit."""
+    quantity = quantity_label(comparison.scene[channel.partition("@")[0]])
+    return f"{channel_label(comparison.scene, channel)}, {quantity}"
+
+
+def error_stops() -> list[str]:  # CSS colours, from too dark to too bright
+    """List the error's colours for a gradient."""
+    import matplotlib
+    from matplotlib.colors import to_hex
+
+    return [to_hex(matplotlib.colormaps[ERROR_COLOURS](v)) for v in np.linspace(0, 1, 11)]

@@ -8,7 +8,7 @@ __all__ = ['SYMBOLS', 'MASKED', 'MISSING', 'CLASS_COLOURS', 'escape', 'display_l
            'error_label', 'show_reconstruction', 'comparison_layers', 'hidden_overlay', 'class_colours',
            'class_picture', 'show_segmentation', 'show_history', 'show_fractions']
 
-# %% ../../nbs/60_viz.figures.ipynb #e182b899
+# %% ../../nbs/60_viz.figures.ipynb #82d19d33
 import html
 import math
 from io import BytesIO
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 # %% ../../nbs/60_viz.figures.ipynb #57d4be93
 def escape(
@@ -42,7 +43,9 @@ def display_limits(
     """Find the values between which a picture is stretched."""
     finite = np.asarray(values)[np.isfinite(values)]
     if finite.size == 0:
-        raise ValueError("expected at least one valid pixel to stretch a picture; got none. Choose another window or check `valid`")
+        raise ValueError(
+            "expected at least one valid pixel to stretch a picture; got none. Choose another window or check `valid`"
+        )
     first, last = (float(v) for v in np.percentile(finite, [low, high]))
     return (first, last) if last > first else (first - 0.5, first + 0.5)
 
@@ -79,13 +82,19 @@ def channel_label(
     if not index:
         return polarisation.upper()
     when = scene["time"].values[int(index)] if "time" in scene.coords else f"date {index}"
-    text = str(np.datetime_as_string(when, unit="D")) if np.issubdtype(np.asarray(when).dtype, np.datetime64) else str(when)
+    text = (
+        str(np.datetime_as_string(when, unit="D"))
+        if np.issubdtype(np.asarray(when).dtype, np.datetime64)
+        else str(when)
+    )
     return f"{polarisation.upper()} {text}"
 
 # %% ../../nbs/60_viz.figures.ipynb #b86daad1
 def scene_axes(
     scene: xr.Dataset | xr.DataArray,  # with coordinates y, x
-) -> tuple[tuple[float, float, float, float], tuple[str, str], float]:  # extent (left, right, bottom, top), axis labels, aspect
+) -> tuple[
+    tuple[float, float, float, float], tuple[str, str], float
+]:  # extent (left, right, bottom, top), axis labels, aspect
     """Find the extent, the axis labels and the aspect of a picture of the scene."""
     height, width = scene.sizes["y"], scene.sizes["x"]
     if "spatial_ref" not in scene.coords or "gcp_row" in scene.coords:
@@ -110,7 +119,9 @@ def new_figure(
         def _repr_png_(self) -> bytes:
             with BytesIO() as drawn, BytesIO() as small:
                 self.savefig(drawn, format="png")
-                Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+                Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+                    small, "png", optimize=True
+                )
                 return small.getvalue()
 
     return Picture(figsize=(width, height), layout="constrained", dpi=90)
@@ -139,7 +150,7 @@ def panel_grid(
         ax.tick_params(labelsize=8)
     return figure, axes
 
-# %% ../../nbs/60_viz.figures.ipynb #e5b40a91
+# %% ../../nbs/60_viz.figures.ipynb #9a1141cb
 MASKED = "#7c93b2"  # what a model was not shown: no backscatter is blue
 MISSING = "#f3efe6"  # where nothing was observed
 
@@ -150,7 +161,7 @@ def draw(
     values: np.ndarray,  # (y, x), or (y, x, 4) as RGBA
     limits: tuple[float, float] | None = None,  # values drawn first and last in the colour map
     colours: str = "gray",  # a colour map of matplotlib
-):  # matplotlib's AxesImage
+) -> "AxesImage":  # of matplotlib
     """Draw one picture in the scene's coordinates."""
     extent, _, aspect = scene_axes(scene)
     low, high = limits or (None, None)
@@ -167,12 +178,18 @@ def show_scene(
     """Show a scene's channels in dB, polarisations below each other and dates beside each other."""
     names = [c for c in channels or channel_names(scene) if time is None or c.endswith(f"@{time}") or "@" not in c]
     if not names:
-        raise ValueError(f"expected one of the channels {channel_names(scene)}; got channels={channels}, time={time}. Choose from these")
+        raise ValueError(
+            f"expected one of the channels {channel_names(scene)}; got channels={channels}, time={time}. Choose from these"
+        )
     rows = list(dict.fromkeys(c.partition("@")[0] for c in names))
     columns = list(dict.fromkeys(c.partition("@")[2] for c in names))
     figure, axes = panel_grid(scene, len(rows), len(columns), bars=1)
     for row, polarisation in enumerate(rows):
-        panels = {c.partition("@")[2]: shown(_channel(scene, c))[0].values for c in names if c.partition("@")[0] == polarisation}
+        panels = {
+            c.partition("@")[2]: shown(_channel(scene, c))[0].values
+            for c in names
+            if c.partition("@")[0] == polarisation
+        }
         span = limits or display_limits(np.stack(list(panels.values())))
         for index, values in panels.items():
             ax = axes[row, columns.index(index)]
@@ -200,10 +217,10 @@ def error_limit(
     step = 10.0 ** math.floor(math.log10(limit)) / 2
     return round(math.ceil(limit / step) * step, 6)
 
-# %% ../../nbs/60_viz.figures.ipynb #d72272e6
+# %% ../../nbs/60_viz.figures.ipynb #eb00aad5
 def error_label(
     unit: str,  # "dB", or "" for digital numbers
-) -> str:
+) -> str:  # such as "reconstruction − original (dB)"
     """Name the error's colour bar."""
     return f"reconstruction − original ({unit or 'digital number'})"
 
@@ -240,7 +257,9 @@ def show_reconstruction(
 def comparison_layers(
     reconstruction: xr.Dataset,  # as made by `reconstruct_scene`
     channel: str,  # one of its channels
-) -> tuple[dict[str, np.ndarray], dict[str, tuple[float, float]], str]:  # the four layers (y, x) as drawn, their limits, their unit
+) -> tuple[
+    dict[str, np.ndarray], dict[str, tuple[float, float]], str
+]:  # the four layers (y, x) as drawn, their limits, their unit
     """Bring one channel of a reconstruction into the unit and the limits in which it is drawn."""
     one = reconstruction.sel(channel=channel)
     attrs = {**reconstruction.attrs, **one["original"].attrs}
@@ -261,7 +280,19 @@ def hidden_overlay(
     return np.where(hidden[..., None], np.array(to_rgba(MASKED)), 0.0)
 
 # %% ../../nbs/60_viz.figures.ipynb #5b987327
-CLASS_COLOURS = ["#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999", "#332288", "#882255", "#44aa99"]
+CLASS_COLOURS = [
+    "#0072b2",
+    "#009e73",
+    "#e69f00",
+    "#cc79a7",
+    "#56b4e9",
+    "#d55e00",
+    "#f0e442",
+    "#999999",
+    "#332288",
+    "#882255",
+    "#44aa99",
+]
 
 
 def class_colours(
@@ -271,7 +302,9 @@ def class_colours(
     codes = [int(c) for c in np.atleast_1d(labels.attrs.get("flag_values", []))]
     meanings = str(labels.attrs.get("flag_meanings", "")).split()
     if not codes or len(codes) != len(meanings):
-        raise ValueError(f"expected flag_values and as many flag_meanings in {labels.name!r}; got {codes} and {meanings}. Set both attributes")
+        raise ValueError(
+            f"expected flag_values and as many flag_meanings in {labels.name!r}; got {codes} and {meanings}. Set both attributes"
+        )
     colours = str(labels.attrs.get("flag_colors", "")).split()
     if len(colours) != len(codes):
         colours = [CLASS_COLOURS[i % len(CLASS_COLOURS)] for i in range(len(codes))]
@@ -319,7 +352,9 @@ def show_history(
     """Show the losses, and the learning rate, over the steps of a run."""
     losses = [c for c in history.columns if "loss" in c and history[c].notna().any()]
     if "step" not in history.columns or not losses:
-        raise ValueError(f"expected a column 'step' and one with 'loss' in its name; got {list(history.columns)}. Pass the table that `fit` returns")
+        raise ValueError(
+            f"expected a column 'step' and one with 'loss' in its name; got {list(history.columns)}. Pass the table that `fit` returns"
+        )
     figure = new_figure(7.5, 3.4)
     ax = figure.subplots()
     for number, name in enumerate(losses):
@@ -347,7 +382,9 @@ def show_fractions(
     """Show the score over the fraction of labels, with intervals."""
     missing = [c for c in (value, by, fraction) if c not in results.columns]
     if missing:
-        raise ValueError(f"expected the columns {[value, by, fraction]}; missing {missing} in {list(results.columns)}. Name the columns")
+        raise ValueError(
+            f"expected the columns {[value, by, fraction]}; missing {missing} in {list(results.columns)}. Name the columns"
+        )
     figure = new_figure(6.5, 4)
     ax = figure.subplots()
     names = list(dict.fromkeys(results[by]))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['on_grid', 'panel', 'scene_panels', 'reconstruction_panels']
 
-# %% ../../nbs/62_viz.panels.ipynb #f712b709
+# %% ../../nbs/62_viz.panels.ipynb #4f8c84e3
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +13,10 @@ import xarray as xr
 
 from ..data.scenes import channel_names, stack_channels
 from .figures import channel_label, comparison_layers, display_limits, error_label, quantity_label, shown
-from .maps import MapGrid, project_scene
+from .projection import MapGrid, project_scene
 
 if TYPE_CHECKING:
-    from holoviews import Layout
+    from holoviews import Element, Layout
 
 # %% ../../nbs/62_viz.panels.ipynb #3a23a17a
 def on_grid(
@@ -31,7 +31,7 @@ def on_grid(
     y = y_max - (np.arange(h) + 0.5) * (y_max - y_min) / h
     return xr.DataArray(grid.warp(values.astype("float32")), coords={"y": y, "x": x}, dims=("y", "x"), name=name)
 
-# %% ../../nbs/62_viz.panels.ipynb #b1e1a997
+# %% ../../nbs/62_viz.panels.ipynb #defda4ac
 def panel(
     values: xr.DataArray,  # (y, x) with coordinates in metres
     title: str,  # above the panel
@@ -39,7 +39,7 @@ def panel(
     limits: tuple[float, float],  # values of the first and the last colour
     colours: str = "gray",  # a colour map
     width_px: int = 380,  # of the panel without its colour bar
-):  # a holoviews element
+) -> "Element":  # of holoviews
     """Draw one panel whose axes are linked with those of its neighbours."""
     import hvplot.xarray  # noqa: F401  (adds .hvplot)
 
