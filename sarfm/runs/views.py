@@ -63,7 +63,7 @@ def class_map(
         attrs["flag_colors"] = " ".join(colours)
     return label.copy(data=values).drop_attrs().assign_attrs(attrs)
 
-# %% ../../nbs/73_runs.views.ipynb #961f9f5d
+# %% ../../nbs/73_runs.views.ipynb #0cdfcecc
 class LivePreview:
     """Redraw the reconstruction of one scene after each virtual epoch."""
 
@@ -91,7 +91,7 @@ class LivePreview:
         from sarfm.viz.figures import show_reconstruction
 
         made = reconstruct_scene(task.trained(), self.contract, self.scene, self.ratio, 0, self.masking, self.tile_px)
-        figure = show_reconstruction(made, self.channel)
+        figure = show_reconstruction(made, self.channel, self.scene)
         figure.suptitle(f"after {task.step} of {task.recipe.steps} steps", fontsize=10)
         picture = Image(filename=str(self.run.figure(figure, "preview")))
         if self._shown is None:
