@@ -26,15 +26,21 @@ def call(*command: str | Path, cwd: Path = root, **settings: str) -> None:
 
 def differences(made: Path, kept: Path, pattern: str) -> list[str]:
     """Name the files that differ between two folders."""
-    every = {p.relative_to(base) for base in (made, kept) for p in base.rglob(pattern) if "checkpoint" not in str(p)}
+    bases = (made, kept) if pattern == "*.py" else (made,)
+    every = {p.relative_to(base) for base in bases for p in base.rglob(pattern)}
     same = lambda p: (made / p).exists() and (kept / p).exists() and (made / p).read_bytes() == (kept / p).read_bytes()
     return sorted(str(p) for p in every if not same(p))
 
 
 def sync(folder: Path) -> None:
     """Modules are what the notebooks export, and the notebooks are clean."""
+    made = subprocess.run(
+        ["git", "status", "--ignored", "--porcelain", "nbs", "sarfm"], cwd=root, capture_output=True, text=True
+    )
+    left = [root / line[3:].rstrip("/") for line in made.stdout.splitlines() if line.startswith("!!")]
     for name in ("nbs", "sarfm"):
-        shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        ignore = lambda at, names: {n for n in names if Path(at, n) in left or n == "__pycache__"}
+        shutil.copytree(root / name, folder / name, ignore=ignore)
     for name in ("settings.ini", "pyproject.toml"):
         shutil.copy(root / name, folder)
     call("nbdev_clean", cwd=folder)

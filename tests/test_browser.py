@@ -228,9 +228,13 @@ def test_hostile_text_runs_nowhere(page, tmp_path):
     numbers = {"mse": 1.0, "ssim": 0.5, "hidden": 75.0}
     for k, payload in enumerate(PAYLOADS):
         scene = made["scene"].isel(y=slice(0, 64), x=slice(200, 264)).copy()
-        scene.attrs.update({name: payload for name in ("title", "sensor", "source", "attribution", "licence", "acquisition_time")})
+        scene.attrs.update(
+            {name: payload for name in ("title", "sensor", "source", "attribution", "licence", "acquisition_time")}
+        )
         scene = scene.assign_coords(time=[payload] * scene.sizes["time"])
-        path = export_comparison(made["model"], scene, tmp_path / f"{k}.html", made["contract"], ratios=(0.5,), channels=["vv@0"])
+        path = export_comparison(
+            made["model"], scene, tmp_path / f"{k}.html", made["contract"], ratios=(0.5,), channels=["vv@0"]
+        )
         assert payload not in path.read_text(encoding="utf-8") or "<" not in payload
         page.goto(path.as_uri())
         page.wait_for_function("document.getElementById('title').textContent.length > 0")
@@ -245,7 +249,9 @@ def test_hostile_text_runs_nowhere(page, tmp_path):
         page.set_content("".join(parts))
         page.wait_for_timeout(30)
         assert page.evaluate("window.pwned") is None, payload
-        assert page.evaluate("document.querySelectorAll('script, iframe, svg, input, [onload], [onerror]').length") == 0, payload
+        assert (
+            page.evaluate("document.querySelectorAll('script, iframe, svg, input, [onload], [onerror]').length") == 0
+        ), payload
 
 
 # ---- JupyterLab -----------------------------------------------------------------------------------------------------------
@@ -266,11 +272,33 @@ def lab(tmp_path_factory):
         path = settings / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value))
-    own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython", "JUPYTERLAB_SETTINGS_DIR": "settings"}
-    env = {**os.environ, **{k: str(root / v) for k, v in own.items()}, "JUPYTERLAB_WORKSPACES_DIR": str(root / "spaces")}
+    own = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "IPYTHONDIR": "ipython",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+    }
+    env = {
+        **os.environ,
+        **{k: str(root / v) for k, v in own.items()},
+        "JUPYTERLAB_WORKSPACES_DIR": str(root / "spaces"),
+    }
     (root / "work").mkdir()
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
-    command += ["--ServerApp.port_retries=0", "--IdentityProvider.token=let-me-in", f"--ServerApp.root_dir={root / 'work'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+    ]
+    command += [
+        "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=let-me-in",
+        f"--ServerApp.root_dir={root / 'work'}",
+    ]
     command += ["--LabApp.expose_app_in_browser=True"]
     with (root / "log").open("w") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=root)
@@ -307,7 +335,9 @@ def test_widget_in_jupyterlab(page, lab):
     page.wait_for_function(f"{kernel} === 'idle'", timeout=60_000)
     page.evaluate("() => { window.jupyterapp.commands.execute('application:toggle-left-area'); }")
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
-    page.wait_for_function("document.querySelectorAll('.leaflet-container img.leaflet-image-layer').length === 2", timeout=180_000)
+    page.wait_for_function(
+        "document.querySelectorAll('.leaflet-container img.leaflet-image-layer').length === 2", timeout=180_000
+    )
     page.locator(".leaflet-container").scroll_into_view_if_needed()
     chart = page.locator(".leaflet-container")
     before = settled(chart, seconds=40)

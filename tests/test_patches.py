@@ -337,7 +337,8 @@ def test_stores_opened_before_a_fork_read_right(tmp_path, method):
     context = multiprocessing.get_context(method)
     queue = context.SimpleQueue()
     children = [
-        context.Process(target=reader, args=(store, right * (20 if method == "fork" else 2), queue)) for _ in range(2 if method == "fork" else 1)
+        context.Process(target=reader, args=(store, right * (20 if method == "fork" else 2), queue))
+        for _ in range(2 if method == "fork" else 1)
     ]
     for child in children:
         child.start()

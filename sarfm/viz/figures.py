@@ -8,7 +8,7 @@ __all__ = ['SYMBOLS', 'MASKED', 'MISSING', 'CLASS_COLOURS', 'escape', 'display_l
            'error_label', 'show_reconstruction', 'comparison_layers', 'hidden_overlay', 'class_colours',
            'class_picture', 'show_segmentation', 'show_history', 'show_fractions']
 
-# %% ../../nbs/60_viz.figures.ipynb #82d19d33
+# %% ../../nbs/60_viz.figures.ipynb #dc7c5aed
 import html
 import math
 from io import BytesIO
@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 from pyproj import CRS
 
-from ..data.scenes import channel_names, label_names, stack_channels
+from ..data.scenes import channel_names, stack_channels
 from ..sar import to_db
 
 if TYPE_CHECKING:

@@ -68,18 +68,20 @@ def display_crs(
     zone = int((lon + 180) // 6) % 60 + 1
     return CRS.from_epsg((32600 if lat >= 0 else 32700) + zone)
 
-# %% ../../nbs/60_viz.projection.ipynb #7b0c5549
+# %% ../../nbs/60_viz.projection.ipynb #4b99ce8c
 @dataclass(frozen=True)
 class MapGrid:
     """A scene's place on the map: display pixels, their metres, and the scene pixel that each shows."""
 
     crs: CRS | None  # of the map; None when the map is the scene's own pixels
+    shape: tuple[int, int]  # rows and columns of the scene
     bounds: tuple[float, float, float, float]  # x_min, y_min, x_max, y_max in metres
     rows: np.ndarray  # (h, w) int, scene row of each display pixel, -1 outside
     columns: np.ndarray  # (h, w) int, scene column of each display pixel, -1 outside
     to_map: Callable[
         ..., tuple[np.ndarray, np.ndarray]
     ]  # from rows, columns (edges at whole numbers) to x, y in metres
+    to_scene: Callable[..., tuple[np.ndarray, np.ndarray]]  # from x, y in metres to rows, columns
 
     def warp(
         self,
@@ -105,12 +107,8 @@ class MapGrid:
         y_m: float,  # metres
     ) -> tuple[int, int] | None:  # row and column of the scene; None outside
         """Find the scene pixel that is shown at a place on the map."""
-        x_min, y_min, x_max, y_max = self.bounds
-        h, w = self.rows.shape
-        i, j = math.floor((y_max - y_m) / (y_max - y_min) * h), math.floor((x_m - x_min) / (x_max - x_min) * w)
-        if not (0 <= i < h and 0 <= j < w) or self.rows[i, j] < 0:
-            return None
-        return int(self.rows[i, j]), int(self.columns[i, j])
+        row, col = (math.floor(v) for v in self.to_scene(np.float64(x_m), np.float64(y_m)))
+        return (row, col) if 0 <= row < self.shape[0] and 0 <= col < self.shape[1] else None
 
 # %% ../../nbs/60_viz.projection.ipynb #9f6892d5
 def pixel_transforms(
@@ -164,20 +162,21 @@ def _gcp_transforms(scene: xr.Dataset | xr.DataArray, crs: CRS):
 
     return onto_map, onto_swath
 
-# %% ../../nbs/60_viz.projection.ipynb #0eee347b
+# %% ../../nbs/60_viz.projection.ipynb #cf9de9bb
 def outline(
     to_map: Callable[..., tuple[np.ndarray, np.ndarray]],  # from rows, columns to x, y in metres
     height: int,  # scene rows
     width: int,  # scene columns
-) -> tuple[tuple[float, float, float, float], float]:  # bounds, and the side of a pixel, in metres
-    """Follow a scene's edge on the map, to find its bounds and its mean pixel."""
+) -> tuple[tuple[float, float, float, float], float]:  # bounds, and the shorter side of a pixel, in metres
+    """Follow a scene's edge on the map, to find its bounds and the shorter side of its pixels."""
     t, zero, one = np.linspace(0, 1, 33), np.zeros(33), np.ones(33)
     rows, columns = np.concatenate([zero, t, one, 1 - t]) * height, np.concatenate([t, one, 1 - t, zero]) * width
     x, y = (np.asarray(v, float) for v in to_map(rows, columns))
-    area = 0.5 * abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
-    return (float(x.min()), float(y.min()), float(x.max()), float(y.max())), math.sqrt(area / (height * width))
+    top, right, bottom, left = np.hypot(np.diff(x.reshape(4, 33)), np.diff(y.reshape(4, 33))).sum(axis=1)
+    pixel_m = min((top + bottom) / 2 / width, (left + right) / 2 / height)
+    return (float(x.min()), float(y.min()), float(x.max()), float(y.max())), float(pixel_m)
 
-# %% ../../nbs/60_viz.projection.ipynb #59cbe01b
+# %% ../../nbs/60_viz.projection.ipynb #d7341161
 def project_scene(
     scene: xr.Dataset | xr.DataArray,  # the Scene contract
     crs: CRS | None = None,  # of the map; `display_crs(scene)` when None
@@ -197,7 +196,7 @@ def project_scene(
     rows, columns = (map_coordinates(np.asarray(v), at, order=1) for v in exact)
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     rows, columns = (np.where(inside, np.floor(v), -1).astype(np.int32) for v in (rows, columns))
-    return MapGrid(crs, (x_min, y_min, x_max, y_max), rows, columns, to_map)
+    return MapGrid(crs, (height, width), (x_min, y_min, x_max, y_max), rows, columns, to_map, to_scene)
 
 # %% ../../nbs/60_viz.projection.ipynb #436207e3
 def readout(
