@@ -107,7 +107,7 @@ def _out_of_range(comment: str, value: Any) -> str:  # what the comment asks for
         low, high = float(match[2]), float(match[3])
         above = value > low if match[1] == "(" else value >= low
         below = value < high if match[4] == ")" else value <= high
-        return ""
+        return "" if above and below else match[0]
     compare = {">=": lambda a, b: a >= b, "<=": lambda a, b: a <= b, ">": lambda a, b: a > b, "<": lambda a, b: a < b}
     for match in _BOUND.finditer(comment):
         if not compare[match[1]](value, float(match[2])):
