@@ -216,7 +216,7 @@ def equal_batches(
         tiles = list(group)
         yield from (tiles[start : start + batch] for start in range(0, len(tiles), batch))
 
-# %% ../../nbs/53_evaluation.predict.ipynb #0640a0db
+# %% ../../nbs/53_evaluation.predict.ipynb #7baa1bf8
 def reconstruct_scene(
     model: MAE,  # a masked autoencoder
     contract: InputContract,  # what the model takes
@@ -244,18 +244,22 @@ def reconstruct_scene(
     hidden = xr.DataArray(
         hidden[:height, :width].numpy(), dims=("y", "x"), attrs={"long_name": "hidden from the encoder"}
     )
-    return _compare(original, original.copy(data=np.where(valid, made, np.nan)), hidden).assign_attrs(
-        scene.attrs, mask_ratio=ratio, mask_seed=seed, masking=masking, tile_px=side, patch_px=contract.patch_size
+    return (
+        _compare(original, original.copy(data=np.where(valid, made, np.nan)), hidden)
+        .assign_coords(place_of(scene))
+        .assign_attrs(
+            scene.attrs, mask_ratio=ratio, mask_seed=seed, masking=masking, tile_px=side, patch_px=contract.patch_size
+        )
     )
 
-# %% ../../nbs/53_evaluation.predict.ipynb #7c9de837
+# %% ../../nbs/53_evaluation.predict.ipynb #96c8e047
 def denormalised(
     contract: InputContract,  # names the channels
     scene: xr.Dataset,  # meets the contract
 ) -> xr.DataArray:  # (channel, y, x) in the scene's unit, NaN where not valid
     """Stack a scene's channels with unit, quantity and place."""
     stacked = stack_channels(scene, contract.channels)
-    coords = place_of(scene) | {"channel": contract.channels}
+    coords = {k: v for k, v in place_of(scene).items() if "gcp" not in v.dims} | {"channel": contract.channels}
     attrs = {"units": contract.units, "quantity": contract.quantity}
     return xr.DataArray(stacked.values, dims=("channel", "y", "x"), coords=coords, attrs=attrs)
 

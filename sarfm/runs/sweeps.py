@@ -67,7 +67,7 @@ def read_sweep(
     runs = {_folder_name(values): {**fixed, **values} for values in combinations}
     for name, parameters in runs.items():
         try:
-            pass
+            check_parameters(found["notebook"], parameters)
         except ValueError as error:
             raise ValueError(f"{path}, run {name}: {error}") from error
     return Sweep(found["notebook"], list(lists), runs)
