@@ -180,7 +180,7 @@ def _degrees(value: float, step: float, kind: str) -> str:
     sides = "SN" if kind == "lat" else "WE"
     return f"{abs(value):.{digits}f}°{sides[int(value >= 0)]}" if abs(value) > 1e-9 else "0°"
 
-# %% ../../nbs/61_viz.maps.ipynb #1c538cd0
+# %% ../../nbs/61_viz.maps.ipynb #d18a2b1f
 def simple_map(
     grid: MapGrid,  # the scene on its map
     height_px: int = 480,  # of the widget
@@ -198,7 +198,7 @@ def simple_map(
     )
     zooms = {
         "zoom": math.floor(fit * 4) / 4,
-        "min_zoom": math.floor(fit) - 8,
+        "min_zoom": max(math.floor(fit) - 8, -11),
         "max_zoom": math.ceil(fit) + 6,
         "zoom_snap": 0.25,
     }

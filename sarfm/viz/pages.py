@@ -174,7 +174,7 @@ def comparison_page(
     }
     return re.sub(r"\{\{([A-Z_]+)\}\}", lambda m: parts[m[1]], template)
 
-# %% ../../nbs/63_viz.pages.ipynb #e336fe46
+# %% ../../nbs/63_viz.pages.ipynb #2e3f91ec
 def export_comparison(
     model: "MAE | str | Path",  # a pretrained model, or the folder it was saved in
     scene: xr.Dataset,  # the Scene contract
@@ -192,7 +192,10 @@ def export_comparison(
     shown = list(channels or comparison.channels[:2])
     if missing := [c for c in shown if c not in comparison.channels]:
         raise ValueError(f"expected channels of the model, {comparison.channels}; got {missing}. Choose among these")
-    name = title or f"Masked reconstruction: {scene.attrs.get('title', scene.attrs.get('source_file', 'a scene'))}"
+    name = (
+        title
+        or f"Masked reconstruction: {scene.attrs.get('title') or Path(str(scene.attrs.get('source', 'a scene'))).name}"
+    )
     page = comparison_page(page_data(comparison, shown, name))
     with atomic_write(Path(path)) as stream:
         stream.write(page.encode("utf-8"))
