@@ -18,8 +18,8 @@ from .runs.folders import code_commit, read_run
 from .runs.notebooks import RunFailed, declared_parameters, parse_value, run_notebook
 from .runs.sweeps import run_sweep
 
-# %% ../nbs/79_cli.ipynb #1a35ccc5
-def command_line() -> argparse.ArgumentParser:
+# %% ../nbs/79_cli.ipynb #3835ec7e
+def command_line() -> argparse.ArgumentParser:  # every command with its options
     """Describe the commands."""
     parser = argparse.ArgumentParser(
         "sarfm", description="A Jupyter-first research workbench for SAR foundation models."

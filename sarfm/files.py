@@ -261,7 +261,7 @@ def _try_lock(path: Path) -> int | None:
     os.close(descriptor)
     return None
 
-# %% ../nbs/01_files.ipynb #d275317a
+# %% ../nbs/01_files.ipynb #1215598e
 @contextmanager
 def lock(
     path: str | Path,  # what is to be written, a file or a folder; the lock stands beside it as PATH.lock
@@ -291,7 +291,7 @@ def lock(
         file.unlink(missing_ok=True)
         os.close(descriptor)
 
-# %% ../nbs/01_files.ipynb #db568071
+# %% ../nbs/01_files.ipynb #b77c01ef
 CARRIED = {"data_catalogs": "data_catalogs", "run_notebooks": "nbs/runs"}
 
 

@@ -188,6 +188,5 @@ def test_workers_leave_with_a_killed_training(server, prepared):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("seed", range(4))
-def test_many_kills(server, prepared, precision, workers, seed):
-    kills_and_resumes(server, prepared, precision, workers, kills=12 if workers == 0 else 4, seed=seed)
+def test_many_kills(server, prepared, precision, workers):
+    kills_and_resumes(server, prepared, precision, workers, kills=5 if workers == 0 else 3, seed=0)

@@ -26,7 +26,7 @@ from typing import Any
 from ..files import carried, lock, write_json
 from .folders import RunFolder, check_same_run, read_run
 
-# %% ../../nbs/71_runs.notebooks.ipynb #9a520ba5
+# %% ../../nbs/71_runs.notebooks.ipynb #ebed5bcb
 def run_names() -> list[str]:  # as in ["compare", "finetune", "pretrain"]
     """List the run notebooks that come with sarfm."""
     return sorted(path.stem for path in carried("run_notebooks").glob("*.ipynb"))
@@ -34,7 +34,7 @@ def run_names() -> list[str]:  # as in ["compare", "finetune", "pretrain"]
 
 def notebook_path(
     notebook: str | Path,  # "pretrain", or a path to a notebook
-) -> Path:
+) -> Path:  # the notebook that is there
     """Find a run notebook by its name or path."""
     if Path(notebook).suffix == ".ipynb":
         if Path(notebook).is_file():
@@ -132,7 +132,7 @@ def parse_value(
             return [parse_value(element, part.strip(" '\"")) for part in text.strip("[]").split(",") if part.strip()]
         return text
 
-# %% ../../nbs/71_runs.notebooks.ipynb #8318101a
+# %% ../../nbs/71_runs.notebooks.ipynb #0b6e3aaf
 def _has_type(kind: str, value: Any) -> bool:
     """Say whether a value has a declared type; an integer may stand for a float, a boolean never for a number."""
     if kind.startswith("list"):
@@ -180,7 +180,7 @@ def open_run(
     values = {name: namespace[name] for name in declared_parameters(notebook)}
     return RunFolder(values["out"], check_parameters(notebook, values), Path(notebook).stem)
 
-# %% ../../nbs/71_runs.notebooks.ipynb #b3dddcd9
+# %% ../../nbs/71_runs.notebooks.ipynb #ac35b411
 class RunFailed(RuntimeError):
     """Report a run that stopped in one of its cells, or whose kernel died."""
 
@@ -233,7 +233,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], kernel: str
     except died as error:
         raise RunFailed(f"the kernel died (killed, or out of memory?). The notebook up to there: {target}") from error
 
-# %% ../../nbs/71_runs.notebooks.ipynb #d52c2856
+# %% ../../nbs/71_runs.notebooks.ipynb #aa925f11
 def _mark_failed(folder: Path, parameters: dict[str, Any]) -> None:
     """Note in run.json that the run stopped, and on which error."""
     kind, error, _ = sys.exc_info()
