@@ -51,6 +51,8 @@ def test_unlabelled_pixels_and_order_do_not_matter(seed, classes):
 def test_absent_classes_have_no_score():
     found = scores(np.diag([5, 3, 0]))
     assert np.isnan(found["iou"][2]) and found["mean_iou"] == 1.0
+    stray = scores([[5, 0, 1], [0, 3, 0], [0, 0, 0]])
+    assert stray["iou"][2] == 0 and np.isclose(stray["mean_iou"], (5 / 6 + 1) / 2)  # two classes, whatever is called
     assert np.isnan(scores(np.zeros((2, 2)))["mean_iou"])
     assert np.isnan(scores(np.zeros((2, 2)))["accuracy"])
 

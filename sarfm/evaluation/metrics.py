@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-# %% ../../nbs/50_evaluation.metrics.ipynb #bce957b6
+# %% ../../nbs/50_evaluation.metrics.ipynb #f51ebb0a
 def confusion(
     prediction: np.ndarray,  # class numbers in 0..K-1, any shape
     truth: np.ndarray,  # class numbers in 0..K-1 or `ignore`, same shape
@@ -47,7 +47,7 @@ def confusions(
         raise ValueError(f"expected columns t0_p0, t0_p1, ... for every pair of classes; got {list(table.columns)}")
     return table[wanted].to_numpy().reshape(-1, classes, classes)
 
-# %% ../../nbs/50_evaluation.metrics.ipynb #28eedc71
+# %% ../../nbs/50_evaluation.metrics.ipynb #3c11089b
 def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Divide where the whole isn't zero; NaN elsewhere."""
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
@@ -61,11 +61,10 @@ def scores(
     right = np.diagonal(counts, axis1=-2, axis2=-1)
     truth, called = counts.sum(-1), counts.sum(-2)
     iou, f1 = _divide(right, truth + called - right), _divide(2 * right, truth + called)
-    present = np.maximum((~np.isnan(iou)).sum(-1), 1)
-    absent_all = np.isnan(iou).all(-1)
+    there = truth > 0
     means = {
-        name: np.where(absent_all, np.nan, np.nansum(v, -1) / present)[()]
-        for name, v in (("mean_iou", iou), ("mean_f1", f1))
+        name: _divide(np.where(there, value, 0).sum(-1), there.sum(-1))[()]
+        for name, value in (("mean_iou", iou), ("mean_f1", f1))
     }
     per_class = {"iou": iou, "f1": f1, "precision": _divide(right, called), "recall": _divide(right, truth)}
     return per_class | means | {"accuracy": _divide(right.sum(-1), counts.sum((-2, -1)))[()]}
@@ -100,7 +99,7 @@ def bootstrap_interval(
     low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(one_score(counts.sum(0))), float(low), float(high))
 
-# %% ../../nbs/50_evaluation.metrics.ipynb #e1b423bc
+# %% ../../nbs/50_evaluation.metrics.ipynb #2aa1d2ab
 def reconstruction_scores(
     original_db: np.ndarray,  # (H, W) or (C, H, W), NaN where nothing was observed
     reconstruction_db: np.ndarray,  # same shape
