@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['find_scenes', 'Scenes', 'open_dataset', 'fetch', 'entry_files', 'check', 'list_table', 'show_entry']
 
-# %% ../../nbs/11_data.catalog.ipynb #d2119051
+# %% ../../nbs/11_data.catalog.ipynb #3cc0b1d2
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from .entries import Entry, catalog_names, data_folder, entry_folder, load_entry
 from ..download import download
 from ..files import CorruptData, inside, read_json, sha256, unpack, write_json
 
-# %% ../../nbs/11_data.catalog.ipynb #a7673f51
+# %% ../../nbs/11_data.catalog.ipynb #8fc11d38
 def _pattern(
     text: str,  # with {scene}, {polarisation}, {time}
     times: list[str] | None,  # values that {time} may take
@@ -44,7 +44,7 @@ def find_scenes(
             found.setdefault(parts.get("scene") or entry.id, {})[key] = inside(folder, name)
     return {scene: found[scene] for scene in sorted(found)}
 
-# %% ../../nbs/11_data.catalog.ipynb #f26cb87c
+# %% ../../nbs/11_data.catalog.ipynb #24983d07
 def _sources(
     entry: Entry,  # a readable entry
     files: dict[tuple[str, str], Path],  # (time, polarisation) to file
@@ -90,7 +90,7 @@ def _attach_label(
     flags = {"flag_values": np.array(list(classes), recoded.dtype), "flag_meanings": meanings}
     scene[name] = (("y", "x"), recoded, {"long_name": entry.labels[name].description, **flags})
 
-# %% ../../nbs/11_data.catalog.ipynb #eb0fc25e
+# %% ../../nbs/11_data.catalog.ipynb #cce90079
 def _open_entry_scene(
     entry: Entry,  # a readable entry
     folder: Path,  # where its files are
@@ -124,9 +124,13 @@ def _open_entry_scene(
     )
     for label, pattern in read.labels.items():
         _attach_label(scene, entry, label, inside(folder, pattern.format(scene=name)))
+    for label in entry.labels.keys() & scene.data_vars.keys():
+        classes = entry.labels[label].classes
+        if all(kind.color for kind in classes.values()) and list(classes) == list(scene[label].attrs["flag_values"]):
+            scene[label].attrs["flag_colors"] = " ".join(kind.color for kind in classes.values())
     return scene.assign_attrs(stated)
 
-# %% ../../nbs/11_data.catalog.ipynb #af003fde
+# %% ../../nbs/11_data.catalog.ipynb #ffe2f945
 class Scenes(Mapping):
     """Map scene names to Scenes, each opened when asked for."""
 
@@ -157,7 +161,7 @@ class Scenes(Mapping):
     def __repr__(self) -> str:
         return f"{self.entry.title}: {len(self)} scene{'s' * (len(self) != 1)}, {', '.join(list(self)[:3])}{', …' if len(self) > 3 else ''}"
 
-# %% ../../nbs/11_data.catalog.ipynb #0bd5cc19
+# %% ../../nbs/11_data.catalog.ipynb #5223bf62
 def open_dataset(
     name: str | Path,  # a name from `catalog_names`, or a YAML file of your own
     folder: str | Path | None = None,  # where its files are; where the catalogue puts them when None
@@ -175,7 +179,7 @@ def open_dataset(
         raise FileNotFoundError(f"{entry.id}: no file in {where} matches {entry.read.scenes!r}; {how}")
     return scenes
 
-# %% ../../nbs/11_data.catalog.ipynb #9bdcd3a0
+# %% ../../nbs/11_data.catalog.ipynb #e5dd4823
 def fetch(
     name: str | Path,  # a name from `catalog_names`, or a YAML file
     folder: str | Path | None = None,  # where the files go; where the catalogue puts them when None
@@ -213,7 +217,7 @@ def entry_files(
             names |= {pattern.format(scene=scene) for pattern in entry.read.labels.values()}
     return sorted(names)
 
-# %% ../../nbs/11_data.catalog.ipynb #9f1ece83
+# %% ../../nbs/11_data.catalog.ipynb #d73d10f0
 def _check_file(
     path: Path,  # the file
     stated: tuple[int | None, str | None],  # size and checksum of the catalogue
@@ -264,7 +268,7 @@ def check(
         write_json(notes, every)
     return pd.DataFrame(rows, columns=["file", "present", "bytes", "size_ok", "sha256_ok", "ok", "compared_with"])
 
-# %% ../../nbs/11_data.catalog.ipynb #a899d6e7
+# %% ../../nbs/11_data.catalog.ipynb #1f8dcb40
 def list_table() -> Any:  # DataFrame, a row per data set
     """List the catalogue: name, title, access, whether sarfm reads it, whether it is here."""
     import pandas as pd
@@ -279,7 +283,7 @@ def list_table() -> Any:  # DataFrame, a row per data set
         )
     return pd.DataFrame(rows)
 
-# %% ../../nbs/11_data.catalog.ipynb #825b5327
+# %% ../../nbs/11_data.catalog.ipynb #dc04eaac
 def show_entry(
     name: str | Path,  # a name from `catalog_names`, or a YAML file
 ) -> str:  # text for people

@@ -8,7 +8,7 @@ __all__ = ['SYMBOLS', 'MASKED', 'MISSING', 'CLASS_COLOURS', 'escape', 'display_l
            'error_label', 'show_reconstruction', 'comparison_layers', 'hidden_overlay', 'class_colours',
            'class_picture', 'show_segmentation', 'show_history', 'show_fractions']
 
-# %% ../../nbs/60_viz.figures.ipynb #dc7c5aed
+# %% ../../nbs/60_viz.figures.ipynb #d0c29287
 import html
 import math
 from io import BytesIO
@@ -34,7 +34,7 @@ def escape(
     """Make text safe to stand in HTML."""
     return html.escape(str(text), quote=True)
 
-# %% ../../nbs/60_viz.figures.ipynb #2af1786a
+# %% ../../nbs/60_viz.figures.ipynb #13b739a9
 def display_limits(
     values: xr.DataArray | np.ndarray,  # in the unit that is drawn, any shape; NaN is left out
     low: float = 2.0,  # percentile drawn black
@@ -72,7 +72,7 @@ def quantity_label(
     unit = "" if quantity == "digital_number" and image.attrs.get("units") != "dB" else "dB"
     return f"{SYMBOLS.get(quantity, quantity)} ({unit})" if unit else SYMBOLS.get(quantity, quantity)
 
-# %% ../../nbs/60_viz.figures.ipynb #fcf7a064
+# %% ../../nbs/60_viz.figures.ipynb #01895e86
 def channel_label(
     scene: xr.Dataset,  # the scene that the channel belongs to
     channel: str,  # such as "vv" or "vv@2"
@@ -89,7 +89,7 @@ def channel_label(
     )
     return f"{polarisation.upper()} {text}"
 
-# %% ../../nbs/60_viz.figures.ipynb #b86daad1
+# %% ../../nbs/60_viz.figures.ipynb #4e2ae09b
 def scene_axes(
     scene: xr.Dataset | xr.DataArray,  # with coordinates y, x
 ) -> tuple[
@@ -106,7 +106,7 @@ def scene_axes(
         return extent, ("longitude (°)", "latitude (°)"), 1 / math.cos(math.radians(float(y.mean())))
     return tuple(v / 1000 for v in extent), ("easting (km)", "northing (km)"), 1.0
 
-# %% ../../nbs/60_viz.figures.ipynb #5572f45b
+# %% ../../nbs/60_viz.figures.ipynb #6a97830c
 def new_figure(
     width: float,  # inches
     height: float,  # inches
@@ -168,7 +168,7 @@ def draw(
     ax.set_facecolor(MISSING)
     return ax.imshow(values, extent=extent, vmin=low, vmax=high, cmap=colours, aspect=aspect, interpolation="nearest")
 
-# %% ../../nbs/60_viz.figures.ipynb #f16fae67
+# %% ../../nbs/60_viz.figures.ipynb #273d2d8a
 def show_scene(
     scene: xr.Dataset,  # the Scene contract
     channels: list[str] | None = None,  # such as ["vv@0", "vh@0"]; all when None
@@ -217,14 +217,20 @@ def error_limit(
     step = 10.0 ** math.floor(math.log10(limit)) / 2
     return round(math.ceil(limit / step) * step, 6)
 
-# %% ../../nbs/60_viz.figures.ipynb #eb00aad5
+# %% ../../nbs/60_viz.figures.ipynb #776e569b
 def error_label(
     unit: str,  # "dB", or "" for digital numbers
 ) -> str:  # such as "reconstruction − original (dB)"
     """Name the error's colour bar."""
     return f"reconstruction − original ({unit or 'digital number'})"
 
-# %% ../../nbs/60_viz.figures.ipynb #d299e13b
+
+def _is_wide(scene: xr.Dataset | xr.DataArray) -> bool:
+    """Tell whether panels of a scene fit better below each other."""
+    (left, right, bottom, top), _, aspect = scene_axes(scene)
+    return abs(right - left) > 2.5 * aspect * abs(top - bottom)
+
+# %% ../../nbs/60_viz.figures.ipynb #c4050598
 def show_reconstruction(
     reconstruction: xr.Dataset,  # as made by `reconstruct_scene`: original, masked, reconstruction, error, hidden
     channel: str | None = None,  # one of its channels; the first when None
@@ -236,9 +242,7 @@ def show_reconstruction(
         raise ValueError(f"expected one of the channels {names}; got {channel!r}. Choose one that the model has")
     name = channel or names[0]
     layers, limits, unit = comparison_layers(reconstruction, name)
-    (left, right, bottom, top), _, aspect = scene_axes(reconstruction)
-    wide = abs(right - left) > 2.5 * aspect * abs(top - bottom)
-    figure, axes = panel_grid(reconstruction, *((4, 1, 1) if wide else (2, 2, 2)))
+    figure, axes = panel_grid(reconstruction, *((4, 1, 1) if _is_wide(reconstruction) else (2, 2, 2)))
     titles = [
         f"original, {channel_label(reconstruction if scene is None else scene, name)}",
         f"masked, {float(reconstruction['hidden'].mean()):.0%} hidden",
@@ -253,7 +257,7 @@ def show_reconstruction(
         figure.colorbar(picture, ax=ax, label=unit or "digital number", extend="both", pad=0.01)
     return figure
 
-# %% ../../nbs/60_viz.figures.ipynb #87a16b7e
+# %% ../../nbs/60_viz.figures.ipynb #d0b716cf
 def comparison_layers(
     reconstruction: xr.Dataset,  # as made by `reconstruct_scene`
     channel: str,  # one of its channels
@@ -279,7 +283,7 @@ def hidden_overlay(
 
     return np.where(hidden[..., None], np.array(to_rgba(MASKED)), 0.0)
 
-# %% ../../nbs/60_viz.figures.ipynb #5b987327
+# %% ../../nbs/60_viz.figures.ipynb #91eb69e8
 CLASS_COLOURS = [
     "#0072b2",
     "#009e73",
@@ -322,7 +326,7 @@ def class_picture(
         picture[labels.values == code] = to_rgba(colour)
     return picture
 
-# %% ../../nbs/60_viz.figures.ipynb #8661d1d5
+# %% ../../nbs/60_viz.figures.ipynb #6608bcb7
 def show_segmentation(
     scene: xr.Dataset,  # the Scene contract
     truth: xr.DataArray | None,  # (y, x) integers with CF flags; None where there is none
@@ -333,21 +337,25 @@ def show_segmentation(
     from matplotlib.patches import Patch
 
     maps = {"truth": truth, "prediction": prediction} if truth is not None else {"prediction": prediction}
-    figure, axes = panel_grid(scene, 1, 1 + len(maps))
+    rows, columns = (1 + len(maps), 1) if _is_wide(scene) else (1, 1 + len(maps))
+    figure, axes = panel_grid(scene, rows, columns, bars=1)
     name = channel or channel_names(scene)[0]
     values = shown(_channel(scene, name))[0].values
-    draw(axes[0, 0], scene, values, display_limits(values))
-    axes[0, 0].set_title(f"{channel_label(scene, name)}, {quantity_label(_channel(scene, name))}", fontsize=10)
-    for ax, (title, labels) in zip(axes[0, 1:], maps.items(), strict=True):
+    picture = draw(axes.flat[0], scene, values, display_limits(values))
+    axes.flat[0].set_title(channel_label(scene, name), fontsize=10)
+    beside = {"ax": list(axes.flat), "shrink": 0.8 / rows, "anchor": (0, 1)} if rows > 1 else {"ax": axes.flat[0]}
+    figure.colorbar(picture, label=quantity_label(_channel(scene, name)), extend="both", pad=0.01, **beside)
+    for ax, (title, labels) in zip(axes.flat[1:], maps.items(), strict=True):
         draw(ax, scene, class_picture(labels))
         ax.set_title(title, fontsize=10)
     handles = [Patch(color=colour, label=meaning) for meaning, colour in class_colours(prediction).values()]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=9, frameon=False)
     return figure
 
-# %% ../../nbs/60_viz.figures.ipynb #f391e594
+# %% ../../nbs/60_viz.figures.ipynb #924679c1
 def show_history(
     history: "pd.DataFrame",  # one row per step: column `step`, columns with "loss" in their names, perhaps `learning_rate`
+    label: str = "loss",  # what the loss measures, at the axis
 ) -> "Figure":
     """Show the losses, and the learning rate, over the steps of a run."""
     losses = [c for c in history.columns if "loss" in c and history[c].notna().any()]
@@ -363,7 +371,7 @@ def show_history(
         ax.plot(rows["step"], rows[name], color=colour, lw=0.7, alpha=0.35)
         smooth = rows[name].rolling(max(1, len(rows) // 20), min_periods=1, center=True).mean()
         ax.plot(rows["step"], smooth, color=colour, lw=1.8, label=name.replace("_", " "))
-    ax.set(xlabel="step", ylabel="loss (normalised units)")
+    ax.set(xlabel="step", ylabel=label)
     ax.grid(alpha=0.3)
     if "learning_rate" in history.columns:
         rate = ax.twinx()
@@ -372,7 +380,7 @@ def show_history(
     ax.legend(frameon=False, loc="upper right")
     return figure
 
-# %% ../../nbs/60_viz.figures.ipynb #0a6c5cb8
+# %% ../../nbs/60_viz.figures.ipynb #56ccb589
 def show_fractions(
     results: "pd.DataFrame",  # rows: one per fraction, contestant and seed
     value: str = "mean_iou",  # the column with the score

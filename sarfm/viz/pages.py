@@ -121,11 +121,12 @@ def _texts(comparison: Comparison, title: str) -> dict:
     source = [str(attrs[k]) for k in ("attribution", "licence", "license") if attrs.get(k)]
     return {"title": title, "subtitle": " · ".join([*sensor, where]), "attribution": " · ".join(source)}
 
-# %% ../../nbs/63_viz.pages.ipynb #89920a88
+# %% ../../nbs/63_viz.pages.ipynb #7103d733
 def page_data(
     comparison: Comparison,  # what is compared
     channels: list[str],  # those shown, of the model's
     title: str,  # at the top of the page
+    note: str = "",  # below the numbers
 ) -> dict:  # what the page's script reads
     """Collect everything that the page shows."""
     unit, (rows, columns) = comparison.limits(channels[0])[2], tile_shape(comparison)
@@ -134,6 +135,7 @@ def page_data(
     flat = {"masked": MASKED, "visible": VISIBLE, "error": error_stops()}
     return {
         **_texts(comparison, title),
+        "note": note,
         **_ground(comparison),
         "bounds": comparison.grid.bounds,
         "land_from_m": LAND_FROM_M,
@@ -148,7 +150,7 @@ def page_data(
         "colours": {**flat, "land": LAND, "coast": COAST, "lines": LINES},
     }
 
-# %% ../../nbs/63_viz.pages.ipynb #14fa1646
+# %% ../../nbs/63_viz.pages.ipynb #a1078140
 def comparison_page(
     data: dict,  # as `page_data` makes it
 ) -> str:  # HTML
@@ -174,7 +176,7 @@ def comparison_page(
     }
     return re.sub(r"\{\{([A-Z_]+)\}\}", lambda m: parts[m[1]], template)
 
-# %% ../../nbs/63_viz.pages.ipynb #2e3f91ec
+# %% ../../nbs/63_viz.pages.ipynb #bc5e7a91
 def export_comparison(
     model: "MAE | str | Path",  # a pretrained model, or the folder it was saved in
     scene: xr.Dataset,  # the Scene contract
@@ -186,6 +188,7 @@ def export_comparison(
     title: str | None = None,  # at the top of the page; the scene's title when None
     tile_px: int | None = None,  # side of a tile, pixels; about 32 when None
     crop_px: int | None = None,  # side of the windows that the model sees, pixels; its training crop when None
+    note: str = "",  # what a reader of the numbers must know, such as where the model was trained
 ) -> Path:  # of the file
     """Write the comparison map as one HTML file that needs neither kernel nor network."""
     comparison = Comparison(model, scene, contract, ratios, seeds, tile_px, crop_px)
@@ -196,7 +199,7 @@ def export_comparison(
         title
         or f"Masked reconstruction: {scene.attrs.get('title') or Path(str(scene.attrs.get('source', 'a scene'))).name}"
     )
-    page = comparison_page(page_data(comparison, shown, name))
+    page = comparison_page(page_data(comparison, shown, name, note))
     with atomic_write(Path(path)) as stream:
         stream.write(page.encode("utf-8"))
     return Path(path)
