@@ -85,6 +85,7 @@ def test_notebook_is_fit_to_be_committed(path):
     first = cells(path)[0]
     assert first["cell_type"] == "markdown" and re.match(r"# \S.*\n+> \S", first["source"]), "no title and description"
     assert not re.search(r"/(work|home|root|Users|tmp)/|C:\\\\Users", text), "a path of a machine"
+    assert not (left := re.search(r"@[A-Z]+@|\b(TODO|FIXME|XXX)\b", "".join(c["source"] for c in cells(path)))), left
     assert not re.search(r"^\s*[!%]pip ", "\n".join(c["source"] for c in cells(path, "code")), re.M)
     errors = [o["ename"] for c in cells(path, "code") for o in c["outputs"] if o["output_type"] == "error"]
     assert not errors, f"stored errors {errors}"

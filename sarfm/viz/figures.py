@@ -326,17 +326,19 @@ def class_picture(
         picture[labels.values == code] = to_rgba(colour)
     return picture
 
-# %% ../../nbs/60_viz.figures.ipynb #6608bcb7
+# %% ../../nbs/60_viz.figures.ipynb #c58c7cfd
 def show_segmentation(
     scene: xr.Dataset,  # the Scene contract
     truth: xr.DataArray | None,  # (y, x) integers with CF flags; None where there is none
-    prediction: xr.DataArray,  # (y, x) integers with CF flags
+    prediction: xr.DataArray | None = None,  # (y, x) integers with CF flags; None where there is none
     channel: str | None = None,  # the backscatter beside them; the first channel when None
 ) -> "Figure":
     """Show backscatter, true and predicted classes beside each other, with one legend."""
     from matplotlib.patches import Patch
 
-    maps = {"truth": truth, "prediction": prediction} if truth is not None else {"prediction": prediction}
+    maps = {title: labels for title, labels in (("truth", truth), ("prediction", prediction)) if labels is not None}
+    if not maps:
+        raise ValueError("expected a truth or a prediction, got neither. Pass one, or use show_scene")
     rows, columns = (1 + len(maps), 1) if _is_wide(scene) else (1, 1 + len(maps))
     figure, axes = panel_grid(scene, rows, columns, bars=1)
     name = channel or channel_names(scene)[0]
@@ -348,7 +350,9 @@ def show_segmentation(
     for ax, (title, labels) in zip(axes.flat[1:], maps.items(), strict=True):
         draw(ax, scene, class_picture(labels))
         ax.set_title(title, fontsize=10)
-    handles = [Patch(color=colour, label=meaning) for meaning, colour in class_colours(prediction).values()]
+    handles = [
+        Patch(color=colour, label=meaning) for meaning, colour in class_colours(next(iter(maps.values()))).values()
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=9, frameon=False)
     return figure
 
