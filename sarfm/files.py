@@ -6,7 +6,7 @@
 __all__ = ['MAX_RATIO', 'CARRIED', 'CorruptData', 'publish', 'atomic_path', 'atomic_write', 'write_json', 'read_json', 'sha256',
            'inside', 'unpack', 'StoreLocked', 'lock', 'carried']
 
-# %% ../nbs/01_files.ipynb #24ca930f
+# %% ../nbs/01_files.ipynb #bed1150b
 import errno
 import hashlib
 import json
@@ -20,7 +20,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PureWindowsPath
 from typing import IO, Any
 
@@ -231,20 +231,22 @@ def unpack(
     except ValueError as error:
         raise ValueError(f"{archive} is refused: {error}") from error
 
-# %% ../nbs/01_files.ipynb #80699ff8
+# %% ../nbs/01_files.ipynb #261c3dce
 class StoreLocked(OSError):
     """Report that another process is writing."""
 
 
-def _alive(pid: int) -> bool:
-    """Say whether a process of this machine still runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+_held: set[int] = set()  # descriptors of the locks of this process
+
+
+def _let_go() -> None:
+    """Close the locks that a forked child got from its parent."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _try_lock(path: Path) -> int | None:
@@ -261,7 +263,7 @@ def _try_lock(path: Path) -> int | None:
     os.close(descriptor)
     return None
 
-# %% ../nbs/01_files.ipynb #1215598e
+# %% ../nbs/01_files.ipynb #a54fdba5
 @contextmanager
 def lock(
     path: str | Path,  # what is to be written, a file or a folder; the lock stands beside it as PATH.lock
@@ -270,26 +272,29 @@ def lock(
     target = Path(path)
     file = target.with_name(target.name + ".lock")
     file.parent.mkdir(parents=True, exist_ok=True)
+    holder = None
     for _ in range(20):
         if (descriptor := _try_lock(file)) is not None:
             break
-        holder = re.match(r"(\d+) (\S+)", file.read_text() if file.exists() else "")
-        if holder and holder[2] == socket.gethostname() and not _alive(int(holder[1])):
-            file.unlink(missing_ok=True)  # only orphaned children of a dead writer hold it
-        elif holder:
+        with suppress(FileNotFoundError):  # its holder has just finished
+            holder = re.match(r"(\d+) (\S+)", file.read_text()) or holder
+        if holder:
             raise StoreLocked(
                 errno.EAGAIN,
                 f"{path} is being written by process {holder[1]} on {holder[2]}; wait, or stop that process",
             )
     else:
         raise StoreLocked(errno.EAGAIN, f"{path} is being written by another process; wait, or stop that process")
+    _held.add(descriptor)
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
         yield
     finally:
-        file.unlink(missing_ok=True)
-        os.close(descriptor)
+        if descriptor in _held:  # not in a child that was forked meanwhile
+            file.unlink(missing_ok=True)
+            _held.remove(descriptor)
+            os.close(descriptor)
 
 # %% ../nbs/01_files.ipynb #b77c01ef
 CARRIED = {"data_catalogs": "data_catalogs", "run_notebooks": "nbs/runs"}

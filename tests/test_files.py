@@ -333,18 +333,18 @@ def test_no_update_is_lost_between_two_writers(tmp_path):
         import sys, time
         from sarfm.files import StoreLocked, lock, read_json, write_json
         done = 0
-        while done < 20:
+        while done < 100:
             try:
                 with lock(sys.argv[1]):
                     write_json(sys.argv[1], read_json(sys.argv[1]) + 1)
                     done += 1
             except StoreLocked:
-                time.sleep(0.002)
+                time.sleep(0.0005)
     """
     write_json(tmp_path / "count.json", 0)
-    children = [python(code, tmp_path / "count.json") for _ in range(2)]
-    assert [child.wait() for child in children] == [0, 0]
-    assert json.loads((tmp_path / "count.json").read_text()) == 40
+    children = [python(code, tmp_path / "count.json") for _ in range(4)]
+    assert [child.wait() for child in children] == [0] * 4
+    assert json.loads((tmp_path / "count.json").read_text()) == 400
 
 
 def test_carried_folders():
