@@ -82,7 +82,7 @@ def crops(patches: int = 100, crop: int = 224) -> dict[str, float]:
     }
 
 
-def step_flops(channels: int, batch: int = 2) -> float:
+def step_flops(channels: int, batch: int = 8) -> float:
     """Count our operations per training step as a fraction of the published implementation's: ViT-B/16, 224 px."""
     sizes = dict(width=768, depth=12, heads=12)
     theirs = reference(channels, 224, 16, norm_pix=True, decoder=(512, 8, 16), **sizes)

@@ -117,11 +117,11 @@ def flops(step):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize(("channels", "limit"), [(3, 0.98), (12, 0.96)])
+@pytest.mark.parametrize(("channels", "limit"), [(3, 0.97), (12, 0.95)])
 def test_fewer_operations_than_the_reference(channels, limit):
     theirs = reference(channels, 224, 16, False, 768, 12, 12, (512, 8, 16))
     ours = MAE(build_encoder("vit-base", channels))
-    image = torch.zeros(1, channels, 224, 224)
+    image = torch.zeros(8, channels, 224, 224)
     batch = ours.draw({"image": image}, torch.Generator().manual_seed(0))
     ratio = flops(lambda: ours.loss(batch)[0].backward()) / flops(lambda: theirs(image).loss.backward())
     assert ratio <= limit, f"{ratio:.4f}"

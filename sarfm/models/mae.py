@@ -53,7 +53,7 @@ def valid_statistics(
     variance = ((values - mean) ** 2 * weight).sum(dim=2, keepdim=True) / (count - 1).clamp(min=1)
     return mean, (variance + 1e-6).sqrt()
 
-# %% ../../nbs/33_models.mae.ipynb #23ea8844
+# %% ../../nbs/33_models.mae.ipynb #0aef63f1
 class Decoder(nn.Module):
     """Predict the hidden patches of an image from its encoded visible patches."""
 
@@ -86,13 +86,14 @@ class Decoder(nn.Module):
         present: Tensor,  # (B, N) bool, True where a patch has a valid pixel
     ) -> Tensor:  # (B, m, p*p*C), for the hidden patches only
         """Turn mask tokens into pixels."""
-        seen, asked = self.embed(seen), self.mask_token + place[masked]
-        tokens = torch.cat([seen[:, :1], seen[:, 1:] + place[visible], asked], dim=1)  # (B, 1+n+m, width)
+        seen, asked = self.embed(seen), self.mask_token[0] + place  # (N, width), a mask token at every place
+        tokens = torch.cat([seen[:, :1], seen[:, 1:] + place[visible], asked[masked]], dim=1)  # (B, 1+n+m, width)
+        known = self.blocks[0].attn.qkv(self.blocks[0].norm1(asked))  # (N, 3*width)
         keys = attended(F.pad(present.gather(1, torch.cat([visible, masked], dim=1)), (1, 0), value=True))
-        for block in self.blocks[:-1]:
-            tokens = block(tokens, keys)
-        tokens = self.blocks[-1](tokens, keys, last=masked.shape[1])  # (B, m, width)
-        return self.head(self.norm(tokens)).float()
+        for layer, block in enumerate(self.blocks, start=1):
+            last = masked.shape[1] if layer == len(self.blocks) else None
+            tokens = block(tokens, keys, last, F.embedding(masked, known) if layer == 1 else None)
+        return self.head(self.norm(tokens)).float()  # (B, m, p*p*C)
 
 # %% ../../nbs/33_models.mae.ipynb #74bf004a
 def paint(

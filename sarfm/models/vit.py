@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .tokens import blank_invalid, grid_shape, patchify, sincos_position, take_tokens, token_validity
 
-# %% ../../nbs/32_models.vit.ipynb #8e3a9df2
+# %% ../../nbs/32_models.vit.ipynb #2a352bf6
 class Attention(TimmAttention):
     """Attend from the last tokens, or from all, to every token that is present."""
 
@@ -32,9 +32,13 @@ class Attention(TimmAttention):
         x: Tensor,  # (B, N, D)
         present: Tensor | None = None,  # (B, 1, 1, N) bool, tokens attended to; all when None
         last: int | None = None,  # only so many tokens at the end ask, m; all when None
-    ) -> Tensor:  # (B, N, D), or (B, m, D)
+        known: Tensor | None = None,  # (B, k, 3*D) what `qkv` gives for k more tokens after those of x
+    ) -> Tensor:  # (B, N+k, D), or (B, m, D)
         """Mix the values of all present tokens for every token that asks."""
-        if last is None:
+        if known is not None:
+            q, k, v = self._heads(torch.cat([self.qkv(x), known], dim=1), 3)
+            q = q if last is None else q[:, :, -last:]
+        elif last is None:
             q, k, v = self._heads(self.qkv(x), 3)
         else:
             width = x.shape[2]
@@ -54,7 +58,7 @@ class Attention(TimmAttention):
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:  # (B, N, parts*D) -> parts x (B, heads, N, D/heads)
         return x.unflatten(2, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
-# %% ../../nbs/32_models.vit.ipynb #896aa4c6
+# %% ../../nbs/32_models.vit.ipynb #200cad5d
 class Block(TimmBlock):
     """Attend, then transform: one pre-norm transformer layer."""
 
@@ -74,10 +78,12 @@ class Block(TimmBlock):
         x: Tensor,  # (B, N, D)
         present: Tensor | None = None,  # (B, 1, 1, N) bool, tokens attended to; all when None
         last: int | None = None,  # compute only so many tokens at the end, m; all when None
+        known: Tensor | None = None,  # (B, k, 3*D) queries, keys and values of the last k tokens, where known already
     ) -> Tensor:  # (B, N, D), or (B, m, D)
         """Apply the layer, to all tokens or to the last ones."""
         asking = x if last is None else x[:, -last:]
-        asking = asking + self.drop_path1(self.attn(self.norm1(x), present, last))
+        new = x if known is None else x[:, : -known.shape[1]]
+        asking = asking + self.drop_path1(self.attn(self.norm1(new), present, last, known))
         return asking + self.drop_path2(self.mlp(self.norm2(asking)))
 
 # %% ../../nbs/32_models.vit.ipynb #242217d9
