@@ -1,107 +1,249 @@
-"""What the design promises, measured: `make bench` writes bench.json.
+"""What the design promises, measured: `make bench` prints a table and writes bench.json.
 
-Times are CPU time of one process on one thread: all variants once per round in random order, the baseline twice; a
-measurement whose baseline disagrees with itself by more than 3 % is repeated. FLOPs are counted, not timed.
+Times are CPU time of one process on one thread: both sides once per round in random order, the baseline twice. A
+measurement whose baseline disagrees with itself (`aa`) by more than 3 % is repeated, and dropped after several tries.
+Operations, modules and memory are counted, not timed. `python tests/bench.py FILE NAME ...` measures only these rows.
 """
 
-import json
 import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
+import pandas as pd
 import torch
+import xarray as xr
 import zarr
-from test_mae_reference import reference
+from test_mae_reference import pair, reference
 from torch.utils.flop_counter import FlopCounterMode
 
+from sarfm.data.contract import InputContract
 from sarfm.data.patches import write_store
 from sarfm.data.scenes import make_scene
+from sarfm.evaluation.predict import predict_scene, tile_starts
+from sarfm.files import write_json
+from sarfm.models.heads import Segmenter
 from sarfm.models.mae import MAE
-from sarfm.models.vit import Encoder
+from sarfm.models.masking import hide_highest
+from sarfm.models.vit import build_encoder
 
-ROUNDS, TRIES = 9, 10
-
-
-def import_seconds(module: str) -> float:
-    """Measure the CPU time of one import in a fresh interpreter, above that of starting it."""
-    code = "import time; t = time.process_time(); import {}; print(time.process_time() - t)"
-    run = lambda: float(
-        subprocess.run([sys.executable, "-c", code.format(module)], check=True, capture_output=True).stdout
-    )
-    return round(median(run() for _ in range(5)), 3)
+TRIES = 5
+CHANNELS = (3, 12)
 
 
-def compare(variants: dict[str, Callable[[int], object]], items: int) -> dict[str, float]:
-    """Measure the CPU milliseconds per item of every variant; the first one is the baseline."""
-    baseline = next(iter(variants))
-    entered = [*variants, baseline + " again"]
+def timed(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Measure the CPU seconds of two calls, and how much the second agrees with itself."""
+    calls = {"ours": ours, "theirs": theirs, "again": theirs}
+    for call in calls.values():
+        call()
     for _ in range(TRIES):
-        rounds: dict[str, list[float]] = {name: [] for name in entered}
-        for _ in range(ROUNDS):
-            for name in random.sample(entered, len(entered)):
-                call, start = variants[name.removesuffix(" again")], time.process_time()
-                for item in random.sample(range(items), items):
-                    call(item)
-                rounds[name].append((time.process_time() - start) / items * 1000)
-        found = {name: median(values) for name, values in rounds.items()}
-        if 0.97 <= found[baseline] / found[baseline + " again"] <= 1.03:
-            return {name: found[name] for name in variants}
-    raise SystemExit(f"{baseline} disagreed with itself by more than 3 % in {TRIES} tries; nothing was recorded")
+        seconds = {name: [] for name in calls}
+        for _ in range(rounds):
+            for name in random.sample(list(calls), len(calls)):
+                start = time.process_time()
+                calls[name]()
+                seconds[name].append(time.process_time() - start)
+        found = {name: median(values) for name, values in seconds.items()}
+        aa = found["theirs"] / found["again"]
+        if 0.97 <= aa <= 1.03:
+            each = [a / b for a, b in zip(seconds["theirs"], seconds["ours"], strict=True)]
+            spread = float(np.subtract(*np.quantile(each, [0.75, 0.25])))
+            return {"ours": found["ours"], "theirs": found["theirs"], "spread": spread, "aa": aa}
+    raise RuntimeError(f"the baseline disagreed with itself by more than 3 % in {TRIES} tries")
 
 
-def crops(patches: int = 100, crop: int = 224) -> dict[str, float]:
-    """Read crops of two float32 bands out of 256 px patches, shuffled, from the page cache."""
-    side = 256 * int(patches**0.5)
+def row(name: str, unit: str, ours: float, theirs: float, faster: bool = False, spread: float = 0, aa: float = 1):
+    """Make a row: ours over theirs, or, where `faster`, theirs over ours."""
+    ratio = theirs / ours if faster else ours / theirs
+    numbers = {"ratio": ratio, "ours": ours, "theirs": theirs, "spread": spread, "aa": aa}
+    return {"name": name, "unit": unit} | {key: float(f"{value:.4g}") for key, value in numbers.items()}
+
+
+def per_item(found: dict[str, float], items: int, scale: float = 1e3) -> dict[str, float]:
+    """Give the times of one item, in milliseconds."""
+    return found | {side: found[side] / items * scale for side in ("ours", "theirs")}
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def training_steps(channels: int, precision: torch.dtype) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Give one step, forward and backward, of our and of the published ViT-B/16 with the same weights and noise."""
+    theirs, ours, _ = pair(channels, True, 224, 16, dict(width=768, depth=12, heads=12), (512, 8, 16))
+    image, noise = torch.randn(8, channels, 224, 224), torch.rand(8, 196)
+    batch = {"image": image, "hidden": hide_highest(noise, 0.75)}
+    autocast = lambda: torch.autocast("cpu", precision, enabled=precision is not torch.float32)
+
+    def step_ours() -> None:
+        ours.zero_grad()
+        with autocast():
+            loss, _ = ours.loss(batch)
+        loss.backward()
+
+    def step_theirs() -> None:
+        theirs.zero_grad()
+        with autocast():
+            loss = theirs(image, noise=noise).loss
+        loss.backward()
+
+    return step_ours, step_theirs
+
+
+def mae_steps() -> Iterator[dict]:
+    """A training step: ViT-B/16, 224 px, batches of 8."""
+    for precision, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+        for channels in CHANNELS:
+            found = per_item(timed(*training_steps(channels, precision), rounds=5), 8)
+            yield row(f"mae_step_{name}_c{channels}", "CPU ms per image", **found, faster=True)
+
+
+def mae_flops() -> Iterator[dict]:
+    """Operations of a training step, counted by PyTorch."""
+    for channels in CHANNELS:
+        theirs = reference(channels, 224, 16, True, 768, 12, 12, (512, 8, 16))
+        ours = MAE(build_encoder("vit-base", channels), norm_pix=True)
+        image = torch.randn(8, channels, 224, 224)
+        with FlopCounterMode(display=False) as mine:
+            ours.loss(ours.draw({"image": image}))[0].backward()
+        with FlopCounterMode(display=False) as published:
+            theirs(image).loss.backward()
+        counted = [counter.get_total_flops() / 8e9 for counter in (mine, published)]
+        yield row(f"mae_flops_c{channels}", "GFLOP per image", *counted)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def crops(patches: int = 400, side: int = 256, crop: int = 224) -> Iterator[dict]:
+    """Random crops of two float32 bands out of 256 px patches, from the page cache."""
     rng = np.random.default_rng(0)
-    bands = {name: rng.normal(-12, 3, (side, side)).astype("float32") for name in ("vv", "vh")}
+    width = side * int(patches**0.5)
+    bands = {name: rng.normal(-12, 3, (width, width)).astype("float32") for name in ("vv", "vh")}
     scene = make_scene(bands, units="dB", quantity="sigma0", nodata="none")
     with tempfile.TemporaryDirectory() as folder:
-        store = write_store({"scene": scene}, Path(folder) / "store.zarr", size=256, stride=256, progress=False)
+        store = write_store({"scene": scene}, Path(folder) / "store.zarr", size=side, progress=False)
         np.save(Path(folder) / "patches.npy", np.stack([store.read(k) for k in range(len(store))]))
+        xr.Dataset({name: (("y", "x"), values) for name, values in bands.items()}).to_netcdf(
+            Path(folder) / "scene.nc", engine="netcdf4", encoding={name: {"zlib": True} for name in bands}
+        )
         mapped = np.load(Path(folder) / "patches.npy", mmap_mode="r")
         stored = zarr.open_array(store.path / "image", mode="r")
-        ms = compare(
-            {
-                "memory map": lambda k: np.array(mapped[k, :, :crop, :crop]),
-                "sarfm": lambda k: np.array(store.read(k)[:, :crop, :crop]),
-                "zarr-python": lambda k: stored[k, :, :crop, :crop],
-            },
-            len(store),
-        )
-    return {
-        "crop_ms": round(ms["sarfm"], 4),
-        "crop_vs_memmap": round(ms["sarfm"] / ms["memory map"], 2),
-        "crop_vs_zarr_python": round(ms["zarr-python"] / ms["sarfm"], 2),
-    }
+        opened = xr.open_dataset(Path(folder) / "scene.nc", engine="netcdf4", cache=False)
+        places = [(k, *rng.integers(0, side - crop, 2)) for k in rng.permutation(len(store))]
+
+        def several(read: Callable[[int, int, int], object], items: int) -> Callable[[], object]:
+            return lambda: [read(*place) for place in random.sample(places, items)] and None
+
+        ours = lambda k, y, x: np.array(store.read(k)[:, y : y + crop, x : x + crop])
+        corner = store.index[["row", "col"]].to_numpy()
+
+        def windowed(k: int, y: int, x: int) -> np.ndarray:
+            y, x = corner[k] + (y, x)
+            return opened.isel(y=slice(y, y + crop), x=slice(x, x + crop)).to_array().values
+
+        others = {
+            "memmap": (lambda k, y, x: np.array(mapped[k, :, y : y + crop, x : x + crop]), 100, False),
+            "zarr_python": (lambda k, y, x: stored[k, :, y : y + crop, x : x + crop], 100, True),
+            "netcdf": (windowed, 5, True),
+        }
+        for name, (theirs, items, faster) in others.items():
+            found = per_item(timed(several(ours, items), several(theirs, items), rounds=9), items)
+            yield row(f"crop_vs_{name}", "CPU ms per crop", **found, faster=faster)
+        opened.close()
 
 
-def step_flops(channels: int, batch: int = 8) -> float:
-    """Count our operations per training step as a fraction of the published implementation's: ViT-B/16, 224 px."""
-    sizes = dict(width=768, depth=12, heads=12)
-    theirs = reference(channels, 224, 16, norm_pix=True, decoder=(512, 8, 16), **sizes)
-    ours = MAE(Encoder(channels, 16, **sizes), norm_pix=True)
-    image = torch.randn(batch, channels, 224, 224)
-    with FlopCounterMode(display=False) as published:
-        theirs(pixel_values=image).loss.backward()
-    with FlopCounterMode(display=False) as counted:
-        ours.loss(ours.draw({"image": image}, torch.Generator().manual_seed(0)))[0].backward()
-    return round(counted.get_total_flops() / published.get_total_flops(), 4)
+# ---- predicting ------------------------------------------------------------------------------------------------------
+
+
+class Same(torch.nn.Module):
+    """Answer every tile with the same scores of eleven classes: a model that costs nothing."""
+
+    def forward(self, image: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        return image[:, :1].expand(-1, 11, -1, -1)
+
+
+def plain_scene(side: int) -> tuple[xr.Dataset, InputContract]:
+    """Make a scene of noise and the contract that fits it."""
+    bands = {n: np.random.default_rng(0).normal(-12, 3, (side, side)).astype("float32") for n in ("vv", "vh")}
+    contract = dict(channels=["vv", "vh"], units="dB", quantity="sigma0", mean=[-12.0, -12.0], std=[3.0, 3.0])
+    scene = make_scene(bands, units="dB", quantity="sigma0", nodata="none")
+    return scene, InputContract(**contract, patch_size=16, crop_px=224)
+
+
+def prediction() -> Iterator[dict]:
+    """A scene in tiles of 224 px that overlap by half, over its model alone: ViT-S/16 with a linear head."""
+    scene, contract = plain_scene(1008)
+    model = Segmenter(build_encoder("vit-small", 2, 16), 11, "linear").eval()
+    tiles = len(tile_starts(1008, 224, 112)) ** 2
+    image, valid = torch.randn(8, 2, 224, 224), torch.ones(8, 224, 224, dtype=torch.bool)
+
+    @torch.inference_mode()
+    def alone() -> None:
+        for _ in range(tiles // 8):
+            model(image, valid)
+
+    assert tiles % 8 == 0
+    found = per_item(timed(lambda: predict_scene(model, contract, scene, batch=8), alone, rounds=3), tiles)
+    yield row("predict_overhead", "CPU ms per tile", **found)
+
+
+def memory() -> Iterator[dict]:
+    """Peak memory of predicting 5,000 x 5,000 px into eleven classes, over the process with its input."""
+    code = "import bench; bench.peak()"
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    before, after = map(float, found.stdout.split())
+    yield row("predict_peak_mb", "MB over the input", after - before, 400.0)
+
+
+def peak() -> None:
+    """Print the peak resident memory before and after a prediction, in MB."""
+    import resource
+
+    scene, contract = plain_scene(5000)
+    resident = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = resident()
+    predict_scene(Same(), contract, scene)
+    print(before, resident())
+
+
+def imports() -> Iterator[dict]:
+    """Importing the package and its command line: seconds, and none of the heavy modules."""
+    heavy = ["torch", "timm", "xarray", "zarr", "rasterio", "matplotlib", "ipywidgets"]
+    code = "import time, sys; t = time.process_time(); import sarfm, sarfm.cli; t = time.process_time() - t; print(t); "
+    code += f"print([m for m in {heavy} if m in sys.modules])"
+    runs = [subprocess.check_output([sys.executable, "-c", code], text=True).split("\n") for _ in range(7)]
+    if loaded := {lines[1] for lines in runs} - {"[]"}:
+        raise RuntimeError(f"importing sarfm loads {loaded}")
+    yield row("import_seconds", "CPU s, of 0.15", median(float(lines[0]) for lines in runs), 0.15)
+
+
+PARTS: list[Callable[[], Iterator[dict]]] = [imports, mae_flops, crops, memory, prediction, mae_steps]
+
+
+def main(path: Path, wanted: list[str]) -> None:
+    """Measure the chosen parts, or all, and write them."""
+    if unknown := set(wanted) - {part.__name__ for part in PARTS}:
+        raise SystemExit(f"no {', '.join(unknown)}; there are {', '.join(part.__name__ for part in PARTS)}")
+    torch.set_num_threads(1)
+    rows = []
+    for part in PARTS:
+        if not wanted or part.__name__ in wanted:
+            for measured in part():
+                rows.append(measured)
+                print(f"{measured['name']:<22}{measured['ratio']:>8.3f}", flush=True)
+    write_json(path, rows)
+    print(pd.DataFrame(rows).to_string(index=False))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    results = {"import_seconds": {name: import_seconds(name) for name in ("sarfm", "sarfm.cli", "sarfm.models.mae")}}
-    results |= crops() | {f"mae_flops_c{c}": step_flops(c) for c in (3, 12)}
-    results["versions"] = {"python": sys.version.split()[0], "torch": torch.__version__, "zarr": zarr.__version__}
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "bench.json")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-    print(path.read_text(encoding="utf-8"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "bench.json"), sys.argv[2:])

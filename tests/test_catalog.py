@@ -70,6 +70,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if how == "hang":
             time.sleep(3)
+        for byte in range(begin, len(content)) if how == "drip" else ():
+            try:
+                self.wfile.write(content[byte : byte + 1])
+            except OSError:  # the reader has left
+                return None
+            time.sleep(0.02)
         end = (
             random.Random(begin + len(server.asked)).randint(begin + 1, len(content)) if how == "cut" else len(content)
         )
@@ -104,6 +110,7 @@ def get(server, path, **options):
 # ---------------------------------------------------------------- downloads
 
 
+@pytest.mark.row(8)
 def test_ten_cut_streams_are_resumed(serve, tmp_path):
     server = serve(*["cut"] * 10, "good")
     assert get(server, tmp_path / "a.bin").read_bytes() == CONTENT
@@ -125,6 +132,7 @@ def test_servers_that_misbehave(serve, tmp_path, how):
     assert get(serve(*how), tmp_path / "a.bin").read_bytes() == CONTENT
 
 
+@pytest.mark.row(8)
 def test_a_killed_download_continues_where_it_was(serve, tmp_path):
     (tmp_path / "a.bin.part").write_bytes(CONTENT[:123_456])
     server = serve("good")
@@ -132,6 +140,7 @@ def test_a_killed_download_continues_where_it_was(serve, tmp_path):
     assert server.asked == ["bytes=123456-"] and sha256(tmp_path / "a.bin") == DIGEST
 
 
+@pytest.mark.row(8)
 def test_a_part_longer_than_the_file_starts_over(serve, tmp_path):
     (tmp_path / "a.bin.part").write_bytes(CONTENT + b"more")
     assert get(serve("good"), tmp_path / "a.bin").read_bytes() == CONTENT
@@ -147,6 +156,7 @@ def test_a_file_that_is_there_is_not_fetched_again(serve, tmp_path):
     assert sha256(tmp_path / "a.bin") == DIGEST
 
 
+@pytest.mark.row(8)
 def test_wrong_bytes_are_put_aside_and_never_used(serve, tmp_path):
     wrong = bytearray(CONTENT)
     wrong[5] ^= 1
@@ -157,12 +167,14 @@ def test_wrong_bytes_are_put_aside_and_never_used(serve, tmp_path):
     assert sha256(tmp_path / "a.bin") == DIGEST
 
 
+@pytest.mark.row(8)
 def test_more_bytes_than_stated_are_refused(serve, tmp_path):
     with pytest.raises(CorruptData, match="more than the 300000 bytes"):
         get(serve(content=CONTENT + b"x"), tmp_path / "a.bin")
     assert not (tmp_path / "a.bin").exists()
 
 
+@pytest.mark.row(8)
 def test_a_dead_server_gives_up_and_keeps_what_arrived(serve, tmp_path):
     with pytest.raises(OSError, match=r"broke off 3 times.*run the same command again"):
         get(serve("cut", "500"), tmp_path / "a.bin", retries=2)
@@ -176,12 +188,14 @@ def test_a_missing_file_is_reported_at_once(serve, tmp_path):
     assert len(server.asked) == 1
 
 
+@pytest.mark.row(8)
 def test_a_silent_server_times_out_and_is_asked_again(serve, tmp_path):
     begin = time.monotonic()
     assert get(serve("hang", "good"), tmp_path / "a.bin", timeout_s=0.3).read_bytes() == CONTENT
     assert time.monotonic() - begin < 2.5
 
 
+@pytest.mark.row(8)
 def test_two_downloads_of_one_file_do_not_meet(serve, tmp_path):
     with lock(tmp_path / "a.bin"), pytest.raises(StoreLocked):
         get(serve("good"), tmp_path / "a.bin")
@@ -242,6 +256,7 @@ def written(folder, entry, name="mine.yaml"):
 ESCAPES = ["../a.png", "/etc/passwd", "a/../../b.png", r"..\a", "C:/a.png", "//proc/self/root/a"]
 
 
+@pytest.mark.row(11)
 @pytest.mark.parametrize("path", ESCAPES)
 @pytest.mark.parametrize("where", ["files", "scenes", "labels"])
 def test_paths_that_leave_the_folder_are_refused(tmp_path, entry, path, where):
@@ -276,6 +291,7 @@ def test_mistakes_are_named(tmp_path, entry, change, said):
         load_entry(written(tmp_path, entry | change))
 
 
+@pytest.mark.row(9)
 def test_yaml_that_builds_objects_is_refused(tmp_path):
     (tmp_path / "evil.yaml").write_text(f"!!python/object/apply:os.mkdir ['{tmp_path}/canary']")
     with pytest.raises(ValueError, match=r"evil\.yaml is not plain YAML"):
@@ -381,6 +397,7 @@ def test_missing_pieces_are_named(pairs, tmp_path):
         open_dataset(pairs, tmp_path / "empty")
 
 
+@pytest.mark.row(11)
 def test_links_out_of_the_folder_are_refused(pairs, tmp_path):
     image(tmp_path / "secret.png", np.ones((16, 24), np.uint8))
     (pairs.parent / "before" / "d.png").symlink_to(tmp_path / "secret.png")
@@ -445,6 +462,7 @@ def test_fetch_unpacks_once_and_check_agrees(serve, tmp_path, entry):
     assert table.ok.all() and table.compared_with.tolist() == ["catalogue"]
 
 
+@pytest.mark.row(11)
 def test_fetch_refuses_a_hostile_archive(serve, tmp_path, entry):
     content = zipped(good="1", **{"..__escaped": "2"})
     path = written(tmp_path / "set", fetchable(entry, serve(content=content), content, unpack=True))

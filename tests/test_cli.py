@@ -21,7 +21,15 @@ def test_importing_the_command_line_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["run", "--help"], ["sweep", "--help"], ["data", "--help"], ["data", "fetch", "--help"]]
+    "words",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["evaluate", "--help"],
+        ["sweep", "--help"],
+        ["data", "--help"],
+        ["data", "fetch", "--help"],
+    ],
 )
 def test_help(words):
     found = run(*words)
@@ -37,9 +45,10 @@ def test_help(words):
         (["run", "pretrain", "-p", "steps"], "NAME=VALUE"),
         (["run", "pretrain", "-p", "steps=1", "-p", "steps=2"], "given twice"),
         (["run", "pretrain", "-p", "out=a", "--out", "b"], "given twice"),
-        (["run", "pretrained"], "compare', 'finetune', 'pretrain'"),
+        (["run", "pretrained"], "compare', 'evaluate', 'finetune', 'pretrain'"),
         (["run", "missing.ipynb"], "no notebook missing.ipynb"),
         (["run", "pretrain", "--kernel", "nowhere"], "no Jupyter kernel"),
+        (["evaluate", "nowhere", "--images", "."], "no nowhere/model.json"),
         (["sweep", "missing.yaml", "--out", "x"], "missing.yaml"),
         (["data", "show", "nothing"], "nothing"),
     ],

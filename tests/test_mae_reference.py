@@ -74,17 +74,20 @@ def place(table, side):
     theirs.copy_(ours)
 
 
-def pair(channels, norm_pix, size=32, patch_size=8):
+SMALL = dict(width=64, depth=3, heads=4)
+
+
+def pair(channels, norm_pix, size=32, patch_size=8, encoder=SMALL, decoder=(32, 2, 4)):
     torch.manual_seed(channels)
-    theirs = reference(channels, size, patch_size, norm_pix)
+    theirs = reference(channels, size, patch_size, norm_pix, *encoder.values(), decoder)
     for parameter in theirs.parameters():
         if parameter.requires_grad:  # biases and norms that start at 0 and 1 would hide an exchange
             parameter.data.add_(0.05 * torch.randn_like(parameter))
     place(theirs.vit.embeddings.position_embeddings, size // patch_size)
     place(theirs.decoder.decoder_pos_embed, size // patch_size)
-    ours = MAE(Encoder(channels, patch_size, 64, 3, 4), 32, 2, 4, norm_pix=norm_pix)
+    ours = MAE(Encoder(channels, patch_size, **encoder), *decoder, norm_pix=norm_pix)
     source = dict(theirs.named_parameters())
-    table = list(names(3, 2))
+    table = list(names(encoder["depth"], decoder[1]))
     state = {ours_name: in_our_layout([source[n] for n in many], ours_name).detach() for many, ours_name in table}
     ours.load_state_dict(state, strict=True)
     return theirs, ours, table

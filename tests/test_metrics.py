@@ -29,6 +29,8 @@ def test_confusion_and_scores_agree_with_torchmetrics(classes):
         theirs = getattr(reference, f"multiclass_{name}")
         np.testing.assert_allclose(found[ours], theirs(called, true, average="none", **same), rtol=1e-5)
         np.testing.assert_allclose(np.mean(found[ours]), theirs(called, true, average="macro", **same), rtol=1e-5)
+    specificity = reference.multiclass_specificity(called, true, average="none", **same)
+    np.testing.assert_allclose(found["false_alarm"], 1 - specificity, rtol=1e-4)
     np.testing.assert_allclose(found["mean_iou"], found["iou"].mean())
     np.testing.assert_allclose(found["mean_f1"], found["f1"].mean())
     expected = reference.multiclass_accuracy(called, true, average="micro", **same)

@@ -29,10 +29,12 @@ def _pattern(
     parts = re.split(r"\{(\w+)\}", text)
     return re.compile("".join(f"(?P<{p}>{groups[p]})" if i % 2 else re.escape(p) for i, p in enumerate(parts)))
 
-# %% ../../nbs/11_data.catalog.ipynb #a9750efa
+# %% ../../nbs/11_data.catalog.ipynb #2fc7a031
 def find_scenes(
     entry: Entry,  # a readable entry
     folder: str | Path,  # where its files are
+    outside: list[str]
+    | None = None,  # takes the names of files that a link leads out of the folder; an error when None
 ) -> dict[str, dict[tuple[str, str], Path]]:  # scene to {(time, polarisation): file}, sorted
     """Match the files of a folder with the entry's pattern."""
     pattern, found = _pattern(entry.read.scenes, entry.read.times), {}
@@ -41,7 +43,13 @@ def find_scenes(
         if match := pattern.fullmatch(name):
             parts = match.groupdict()
             key = parts.get("time") or "", (parts.get("polarisation") or "").lower()
-            found.setdefault(parts.get("scene") or entry.id, {})[key] = inside(folder, name)
+            files = found.setdefault(parts.get("scene") or entry.id, {})
+            try:
+                files[key] = inside(folder, name)
+            except ValueError:
+                if outside is None:
+                    raise
+                outside.append(name)
     return {scene: found[scene] for scene in sorted(found)}
 
 # %% ../../nbs/11_data.catalog.ipynb #24983d07
@@ -130,7 +138,7 @@ def _open_entry_scene(
             scene[label].attrs["flag_colors"] = " ".join(kind.color for kind in classes.values())
     return scene.assign_attrs(stated)
 
-# %% ../../nbs/11_data.catalog.ipynb #ffe2f945
+# %% ../../nbs/11_data.catalog.ipynb #9f9eb1b7
 class Scenes(Mapping):
     """Map scene names to Scenes, each opened when asked for."""
 
@@ -138,8 +146,10 @@ class Scenes(Mapping):
         self,
         entry: Entry,  # a readable entry
         folder: Path,  # where its files are
+        files: dict[str, dict[tuple[str, str], Path]] | None = None,  # as `find_scenes` gives them; found when None
     ):
-        self.entry, self.folder, self._files = entry, folder, find_scenes(entry, folder)
+        self.entry, self.folder = entry, folder
+        self._files = find_scenes(entry, folder) if files is None else files
 
     def __getitem__(
         self,

@@ -47,7 +47,7 @@ def confusions(
         raise ValueError(f"expected columns t0_p0, t0_p1, ... for every pair of classes; got {list(table.columns)}")
     return table[wanted].to_numpy().reshape(-1, classes, classes)
 
-# %% ../../nbs/50_evaluation.metrics.ipynb #3c11089b
+# %% ../../nbs/50_evaluation.metrics.ipynb #fbe46277
 def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Divide where the whole isn't zero; NaN elsewhere."""
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
@@ -55,7 +55,9 @@ def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 def scores(
     counts: np.ndarray,  # (K, K), or (..., K, K) for many at once; rows are the truth
-) -> dict[str, np.ndarray | float]:  # iou, f1, precision, recall (..., K); mean_iou, mean_f1, accuracy (...)
+) -> dict[
+    str, np.ndarray | float
+]:  # iou, f1, precision, recall, false_alarm (..., K); mean_iou, mean_f1, accuracy (...)
     """Compute the usual scores of a confusion matrix."""
     counts = np.asarray(counts, np.float64)
     right = np.diagonal(counts, axis1=-2, axis2=-1)
@@ -67,6 +69,7 @@ def scores(
         for name, value in (("mean_iou", iou), ("mean_f1", f1))
     }
     per_class = {"iou": iou, "f1": f1, "precision": _divide(right, called), "recall": _divide(right, truth)}
+    per_class["false_alarm"] = _divide(called - right, truth.sum(-1, keepdims=True) - truth)
     return per_class | means | {"accuracy": _divide(right.sum(-1), counts.sum((-2, -1)))[()]}
 
 # %% ../../nbs/50_evaluation.metrics.ipynb #ccd068b9

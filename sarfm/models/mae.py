@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['validity', 'hidden_values', 'valid_statistics', 'Decoder', 'paint', 'MAE']
 
-# %% ../../nbs/33_models.mae.ipynb #21f81efe
+# %% ../../nbs/33_models.mae.ipynb #a1bd1e47
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .linear import Linear
 from .masking import block_mask, random_mask, split_mask
 from sarfm.models.tokens import (
     blank_invalid,
@@ -53,7 +54,7 @@ def valid_statistics(
     variance = ((values - mean) ** 2 * weight).sum(dim=2, keepdim=True) / (count - 1).clamp(min=1)
     return mean, (variance + 1e-6).sqrt()
 
-# %% ../../nbs/33_models.mae.ipynb #0aef63f1
+# %% ../../nbs/33_models.mae.ipynb #08b4cf6a
 class Decoder(nn.Module):
     """Predict the hidden patches of an image from its encoded visible patches."""
 
@@ -69,11 +70,11 @@ class Decoder(nn.Module):
         if width % heads:
             raise ValueError(f"expected a decoder width divisible by its heads, got {width} and {heads}.")
         self.width, self.depth, self.heads = width, depth, heads
-        self.embed = nn.Linear(encoder_width, width)
+        self.embed = Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.head = nn.Linear(width, values)
+        self.head = Linear(width, values)
         self.apply(initialise)
         nn.init.normal_(self.mask_token, std=0.02)
 

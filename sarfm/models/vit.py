@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENCODERS', 'Attention', 'Block', 'attended', 'initialise', 'PatchEmbedding', 'Encoder', 'build_encoder']
 
-# %% ../../nbs/32_models.vit.ipynb #00453e09
+# %% ../../nbs/32_models.vit.ipynb #ea213efd
 from functools import partial
 
 import torch
@@ -14,9 +14,10 @@ from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .linear import Linear, linear
 from .tokens import blank_invalid, grid_shape, patchify, sincos_position, take_tokens, token_validity
 
-# %% ../../nbs/32_models.vit.ipynb #2a352bf6
+# %% ../../nbs/32_models.vit.ipynb #42d7840f
 class Attention(TimmAttention):
     """Attend from the last tokens, or from all, to every token that is present."""
 
@@ -26,6 +27,7 @@ class Attention(TimmAttention):
         heads: int,  # of attention
     ):
         super().__init__(width, num_heads=heads, qkv_bias=True)
+        self.qkv, self.proj = Linear(width, 3 * width), Linear(width, width)
 
     def forward(
         self,
@@ -44,8 +46,8 @@ class Attention(TimmAttention):
             width = x.shape[2]
             weight_q, weight_kv = self.qkv.weight.tensor_split([width])
             bias_q, bias_kv = self.qkv.bias.tensor_split([width])
-            (q,) = self._heads(F.linear(x[:, -last:], weight_q, bias_q), 1)
-            k, v = self._heads(F.linear(x, weight_kv, bias_kv), 2)
+            (q,) = self._heads(linear(x[:, -last:], weight_q, bias_q), 1)
+            k, v = self._heads(linear(x, weight_kv, bias_kv), 2)
         if q.dtype is torch.bfloat16 and q.device.type == "cpu":  # the fused form's backward is slow there
             score = (q * self.scale) @ k.transpose(2, 3)  # (B, heads, m, N)
             if present is not None:
@@ -58,7 +60,7 @@ class Attention(TimmAttention):
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:  # (B, N, parts*D) -> parts x (B, heads, N, D/heads)
         return x.unflatten(2, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
-# %% ../../nbs/32_models.vit.ipynb #200cad5d
+# %% ../../nbs/32_models.vit.ipynb #11f1368b
 class Block(TimmBlock):
     """Attend, then transform: one pre-norm transformer layer."""
 
@@ -72,6 +74,8 @@ class Block(TimmBlock):
         norm = partial(nn.LayerNorm, eps=1e-6)
         super().__init__(width, heads, mlp_ratio, qkv_bias=True, drop_path=drop_path, norm_layer=norm)
         self.attn = Attention(width, heads)
+        hidden = self.mlp.fc1.out_features
+        self.mlp.fc1, self.mlp.fc2 = Linear(width, hidden), Linear(hidden, width)
 
     def forward(
         self,
@@ -102,7 +106,7 @@ def initialise(
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
 
-# %% ../../nbs/32_models.vit.ipynb #51d0adfb
+# %% ../../nbs/32_models.vit.ipynb #0c892c7b
 class PatchEmbedding(nn.Module):
     """Embed patches, all or the visible ones, and put a class token before them."""
 
@@ -115,7 +119,7 @@ class PatchEmbedding(nn.Module):
     ):
         super().__init__()
         self.channels, self.patch_size, self.width, self.grid = channels, patch_size, width, grid
-        self.project = nn.Linear(patch_size**2 * channels, width)
+        self.project = Linear(patch_size**2 * channels, width)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
 
     def forward(
