@@ -80,6 +80,7 @@ def tests(folder: Path) -> None:
         "2",
         "--dist",
         "loadfile",
+        "--no-loadscope-reorder",
         "-rs",
         "--durations",
         "10",

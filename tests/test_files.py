@@ -36,6 +36,7 @@ def python(code, *arguments):
     )
 
 
+@pytest.mark.row(2)
 def test_kill_while_writing_leaves_the_old_or_the_new_file(tmp_path):
     code = """
         import sys
@@ -68,6 +69,7 @@ def test_error_keeps_the_old_file_and_leaves_no_litter(tmp_path):
     assert read_json(tmp_path / "a.json") == {"old": 1} and [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+@pytest.mark.row(7)
 def test_full_disk_names_file_and_size(tmp_path):
     code = """
         import resource, sys
@@ -139,6 +141,7 @@ OUTSIDE = [
 ]
 
 
+@pytest.mark.row(11)
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_names_that_lead_out_are_refused(tmp_path, name):
     (tmp_path / "root").mkdir()
@@ -204,6 +207,7 @@ HOSTILE_TARS = {
 }
 
 
+@pytest.mark.row(11)
 @pytest.mark.parametrize("case", HOSTILE_TARS)
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_hostile_tar_writes_nothing(tmp_path, case, mode):
@@ -230,6 +234,7 @@ def hostile_zip(path, case):
             archive.writestr(case, b"abc")
 
 
+@pytest.mark.row(11)
 @pytest.mark.parametrize("case", ["../up", "/tmp/sarfm-escaped", "a/../../up", r"..\up", "C:/up", "symlink", "bomb"])
 def test_hostile_zip_writes_nothing(tmp_path, case):
     hostile_zip(tmp_path / "bad.zip", case)
@@ -241,6 +246,7 @@ def test_hostile_zip_writes_nothing(tmp_path, case):
     ]
 
 
+@pytest.mark.row(11)
 def test_quota(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a", os.urandom(5000))
@@ -248,6 +254,7 @@ def test_quota(tmp_path):
         unpack(tmp_path / "a.zip", tmp_path / "data", quota_bytes=4000)
 
 
+@pytest.mark.row(11)
 def test_member_below_a_link_that_stood_there_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "sub").symlink_to(tmp_path)
@@ -293,6 +300,7 @@ WRITER = """
 """
 
 
+@pytest.mark.row(17)
 def test_second_writer_is_told_who_writes(tmp_path):
     child = python(WRITER, tmp_path / "store")
     assert child.stdout.readline() == "locked\n"
@@ -305,6 +313,7 @@ def test_second_writer_is_told_who_writes(tmp_path):
     assert not (tmp_path / "store.lock").exists()
 
 
+@pytest.mark.row(17)
 def test_lock_of_a_dead_process_with_living_children_is_recovered(tmp_path):
     code = """
         import os, sys, time
@@ -312,9 +321,9 @@ def test_lock_of_a_dead_process_with_living_children_is_recovered(tmp_path):
         with lock(sys.argv[1]):
             worker = os.fork()
             if worker == 0:
+                print(os.getpid(), flush=True)  # here, it has let go of the lock
                 os.close(1)
                 time.sleep(60)
-            print(worker, flush=True)
             time.sleep(60)
     """
     parent = python(code, tmp_path / "store")
@@ -328,6 +337,7 @@ def test_lock_of_a_dead_process_with_living_children_is_recovered(tmp_path):
         os.kill(worker, signal.SIGKILL)
 
 
+@pytest.mark.row(17)
 def test_no_update_is_lost_between_two_writers(tmp_path):
     code = """
         import sys, time

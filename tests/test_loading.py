@@ -39,6 +39,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in a)
 
 
+@pytest.mark.row(16)
 def test_items_are_functions_of_seed_and_number(store, contract):
     rows = np.arange(len(store))
     first, second = (CropDataset(store, rows, contract, crop=48, label="cover", seed=7) for _ in range(2))
@@ -101,6 +102,7 @@ def test_types_and_ignored_labels(store, contract):
     assert "mask" not in CropDataset(store, [3], contract, crop=48)[0]
 
 
+@pytest.mark.row(5)
 def test_invalid_windows_are_redrawn(store, contract):
     crops = CropDataset(store, np.arange(len(store)), contract, crop=24, seed=2)
     assert min(float(crops[k]["valid"].float().mean()) for k in range(400)) >= 0.5
@@ -152,6 +154,7 @@ def module(store, contract, **changes):
     return PatchDataModule(store, split, contract, **{**arguments, **changes})
 
 
+@pytest.mark.row(16)
 def test_workers_change_nothing(store, contract):
     alone, helped = module(store, contract), module(store, contract, workers=2)
     for name in ("train_dataloader", "val_dataloader"):

@@ -165,6 +165,7 @@ def damage(store_path, kind, g):
         victim.write_bytes(raw)
 
 
+@pytest.mark.row(4)
 @pytest.mark.parametrize("kind", ["bit", "zeros", "cut", "empty", "swap", "gone"])
 def test_damage_is_always_found(tmp_path, kind):
     original = write_store({"a": a_scene()}, tmp_path / "s.zarr", size=64, stride=32, progress=False, shard_mb=0.3)
@@ -245,33 +246,6 @@ def digests(path):
     return {p.relative_to(path).as_posix(): sha256(p) for p in sorted(path.rglob("*")) if p.is_file()}
 
 
-def test_killed_writers_leave_nothing_that_opens_and_continue(tmp_path):
-    begin = time.monotonic()
-    write_six(tmp_path / "whole.zarr")
-    seconds, wanted = time.monotonic() - begin, digests(tmp_path / "whole.zarr")
-    g, seen = np.random.default_rng(int(os.environ.get("SARFM_KILL_SEED", "1"))), []
-    kills = int(os.environ.get("SARFM_KILLS", "6"))
-    for trial in range(kills):
-        path = tmp_path / f"{trial // 3}.zarr"  # killed up to three times
-        writer = start_writer(path)
-        time.sleep(g.uniform(0.02, 1.1) * seconds)
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.join()
-        try:
-            assert len(open_store(path).verify()) == 0
-            seen.append("complete")
-        except FileNotFoundError:
-            seen.append("absent")
-        except ValueError as error:
-            assert "incomplete" in str(error) and "Resume" in str(error)
-            seen.append("incomplete")
-    assert "incomplete" in seen, seen
-    for path in {tmp_path / f"{trial // 3}.zarr" for trial in range(kills)}:
-        write_six(path)
-        assert digests(path) == wanted
-    assert not [p for p in tmp_path.iterdir() if p.name.endswith((".partial", ".lock"))]
-
-
 def test_what_is_finished_is_kept_and_changed_data_start_over(tmp_path):
     class Stops(DatedScenes):
         """Fail when the third date is cut."""
@@ -298,6 +272,7 @@ def test_what_is_finished_is_kept_and_changed_data_start_over(tmp_path):
     xr.testing.assert_identical(restore(other, "a@0"), changed.isel(time=0))
 
 
+@pytest.mark.row(17)
 def test_second_writer_is_refused(tmp_path):
     path, holder = tmp_path / "s.zarr", tmp_path / "s.zarr.lock"
     writer = start_writer(path)
@@ -323,28 +298,6 @@ def test_writing_again_opens_and_another_cut_is_refused(tmp_path):
     assert (first.path / "COMPLETE.json").stat().st_mtime_ns == mtime
     with pytest.raises(FileExistsError, match="another cut"):
         write_store(scenes, tmp_path / "s.zarr", size=32, progress=False)
-
-
-def reader(store, patches, queue):
-    """Read patches in a child."""
-    queue.put([store.read(k).tobytes() == store_bytes for k, store_bytes in patches])
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_stores_opened_before_a_fork_read_right(tmp_path, method):
-    store = write_store({"a": a_scene()}, tmp_path / "s.zarr", size=64, stride=32, progress=False, shard_mb=0.2)
-    right = [(k, store.read(k).tobytes()) for k in range(len(store))]
-    context = multiprocessing.get_context(method)
-    queue = context.SimpleQueue()
-    children = [
-        context.Process(target=reader, args=(store, right * (20 if method == "fork" else 2), queue))
-        for _ in range(2 if method == "fork" else 1)
-    ]
-    for child in children:
-        child.start()
-    assert all(all(queue.get()) for _ in children)
-    for child in children:
-        child.join()
 
 
 def test_bounded_number_of_maps(tmp_path):

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+SOAK = os.environ.get("SARFM_SOAK") == "1"  # the long form: `make soak`
+STEPS = 300 if SOAK else 60  # of every training
 MARK = f"resume-{os.getpid()}-{time.time_ns()}"  # in the environment of every process started here
 
 TRAINING = '''
 import os, sys, time, traceback
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +39,13 @@ class Slow(PretrainTask):
         print(self.step, flush=True)
         time.sleep(self.pause)
 
+    def on_save_checkpoint(self, checkpoint):
+        super().on_save_checkpoint(checkpoint)
+        print("saving", self.step, flush=True)
 
-def train(folder, out, precision, workers, pause):
-    folder, out, workers = Path(folder), Path(out), int(workers)
+
+def train(folder, out, precision, workers, steps, pause):
+    folder, out, workers, steps = Path(folder), Path(out), int(workers), int(steps)
     out.mkdir(exist_ok=True)
     store = open_store(folder / "store.zarr")
     split = pd.Series(["train"] * (len(store) - 2) + ["val"] * 2)
@@ -47,10 +54,10 @@ def train(folder, out, precision, workers, pause):
     torch.manual_seed(3)
     encoder = Encoder(2, patch_size=8, width=32, depth=2, heads=2, drop_path=0.2)
     method = MAE(encoder, decoder_width=32, decoder_depth=1, decoder_heads=2)
-    task = Slow(method, 1e-3, 0.05, warmup_steps=4, steps=60, seed=3, ema=0.99)
+    task = Slow(method, 1e-3, 0.05, warmup_steps=4, steps=steps, seed=3, ema=0.99)
     task.pause = float(pause)
     history = fit(
-        task, data, out=out, steps=60, steps_per_epoch=4, accumulate=2, precision=precision, device="cpu",
+        task, data, out=out, steps=steps, steps_per_epoch=4, accumulate=2, precision=precision, device="cpu",
         progress=False, validation_batches=1,
     )
     columns = ["loss", "grad_norm", "learning_rate", "val_loss"]
@@ -60,10 +67,14 @@ def train(folder, out, precision, workers, pause):
 
 
 def serve():
-    """Fork a training for every line of arguments: the imports are paid once."""
+    """Fork a training for every line of arguments: the imports are paid once, those of the workers too."""
     torch.set_num_threads(1)
+    forkserver.set_forkserver_preload(["sarfm.data.loading"])
+    forkserver.ensure_running()
+    print("ready", flush=True)
     for line in sys.stdin:
         if (child := os.fork()) == 0:
+            forkserver._forkserver.ensure_running = lambda: None  # its parent waits for it, not this child
             try:
                 train(*line.split())
             except BaseException:
@@ -107,15 +118,16 @@ def server(prepared):
             text=True,
             env={**os.environ, "SARFM_TEST_MARK": MARK},
         )
+        assert process.stdout.readline() == "ready\n", (prepared / "errors.txt").read_text()[-3000:]
         yield process
         process.stdin.close()
         process.wait(timeout=30)
 
 
 def training(server, folder, out, precision, workers, kill=None):
-    """Run a training to its end (give its exit status), or kill -9 it shortly after a step."""
+    """Run a training to its end (give its exit status), or kill -9 it shortly after a step or inside a save."""
     pause = 0.005 if kill else 0
-    server.stdin.write(f"{folder} {out} {precision} {workers} {pause}\n")
+    server.stdin.write(f"{folder} {out} {precision} {workers} {STEPS} {pause}\n")
     server.stdin.flush()
     child, killed = None, False
     for line in server.stdout:
@@ -124,7 +136,7 @@ def training(server, folder, out, precision, workers, kill=None):
             child = int(rest[0])
         elif word == "ended":
             return int(rest[0])
-        elif kill and not killed and int(word) >= kill[0]:
+        elif kill and not killed and (word == "saving") == kill[2] and int([word, *rest][-1]) >= kill[0]:
             time.sleep(kill[1])
             os.kill(child, signal.SIGKILL)
             killed = True
@@ -141,26 +153,35 @@ def outcome(out: Path) -> tuple[list[str], str]:
     return (out / "losses.txt").read_text().splitlines(), digest.hexdigest()
 
 
-def kills_and_resumes(server, prepared, precision, workers, kills, seed):
-    whole, pieces = prepared / f"whole-{precision}-{workers}", prepared / f"pieces-{precision}-{workers}-{seed}"
-    if not (whole / "losses.txt").exists():
-        assert training(server, prepared, whole, precision, workers) == 0, (prepared / "errors.txt").read_text()[-3000:]
-    draw = random.Random(seed)
-    for step in sorted(draw.sample(range(5, 56), kills)):
-        status = training(server, prepared, pieces, precision, workers, (step, draw.uniform(0, 0.04)))
-        assert status == signal.SIGKILL, (prepared / "errors.txt").read_text()[-3000:]
+def kills_and_resumes(server, prepared, precision, workers, kills, row):
+    whole, pieces = prepared / f"whole-{precision}-{workers}", prepared / f"pieces-{precision}-{workers}"
+    assert training(server, prepared, whole, precision, workers) == 0, (prepared / "errors.txt").read_text()[-3000:]
+    draw = random.Random(7)
+    for number, step in enumerate(sorted(draw.sample(range(5, STEPS - 4), kills))):
+        saving = number % 3 == 2  # a third of the kills fall into the writing of a checkpoint
+        kill = (step, draw.uniform(0, 0.008 if saving else 0.04), saving)
+        with row.case(f"kill at step {step}"):
+            status = training(server, prepared, pieces, precision, workers, kill)
+            assert status == signal.SIGKILL, (prepared / "errors.txt").read_text()[-3000:]
     assert (pieces / "checkpoints" / "last.ckpt").exists()
     assert not list(pieces.rglob("*.pt"))
     assert training(server, prepared, pieces, precision, workers) == 0, (prepared / "errors.txt").read_text()[-3000:]
     (losses, weights), (expected_losses, expected_weights) = outcome(pieces), outcome(whole)
-    assert len(losses) == 60
+    assert len(losses) == STEPS
     assert losses == expected_losses
     assert weights == expected_weights
 
 
-@pytest.mark.parametrize(("precision", "kills"), [("32-true", 3), ("bf16-mixed", 2)])
-def test_killed_training_continues_bit_for_bit(server, prepared, precision, kills):
-    kills_and_resumes(server, prepared, precision, workers=0, kills=kills, seed=7)
+QUICK = [("32-true", 2, 6), ("bf16-mixed", 0, 3)]
+LONG = [(precision, workers, 50) for precision in ("32-true", "bf16-mixed") for workers in (0, 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.row(1)
+@pytest.mark.parametrize(("precision", "workers", "kills"), LONG if SOAK else QUICK)
+def test_killed_training_continues_bit_for_bit(server, prepared, precision, workers, kills, row):
+    row.note(f"{kills} kills over {STEPS} steps, {precision}, {workers} workers")
+    kills_and_resumes(server, prepared, precision, workers, kills, row)
 
 
 def marked() -> list[int]:
@@ -178,15 +199,10 @@ def marked() -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="lists processes through /proc, which Linux has")
 def test_workers_leave_with_a_killed_training(server, prepared):
-    assert training(server, prepared, prepared / "left", "32-true", 2, (10, 0.0)) == signal.SIGKILL
+    before = set(marked())
+    assert server.pid in before
+    assert training(server, prepared, prepared / "left", "32-true", 2, (10, 0.0, False)) == signal.SIGKILL
     deadline = time.monotonic() + 30
-    while len(marked()) > 1 and time.monotonic() < deadline:
+    while set(marked()) - before and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert marked() == [server.pid]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_many_kills(server, prepared, precision, workers):
-    kills_and_resumes(server, prepared, precision, workers, kills=5 if workers == 0 else 3, seed=0)
+    assert set(marked()) <= before

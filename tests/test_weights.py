@@ -87,6 +87,7 @@ def test_a_file_of_the_encoder_alone_serves_only_load_encoder(folder):
         load_model(folder)
 
 
+@pytest.mark.row(10)
 @pytest.mark.parametrize("position", [0, 9, 2000, -1])
 def test_a_flipped_bit_is_found(folder, position):
     path = folder / "model.safetensors"
@@ -98,6 +99,7 @@ def test_a_flipped_bit_is_found(folder, position):
             load(folder)
 
 
+@pytest.mark.row(10)
 @pytest.mark.parametrize("size", [0, 7, 100, -1, -5000])
 def test_a_truncated_file_is_refused_even_when_signed(folder, size):
     path = folder / "model.safetensors"
@@ -109,6 +111,7 @@ def test_a_truncated_file_is_refused_even_when_signed(folder, size):
         load_model(folder)
 
 
+@pytest.mark.row(9)
 @pytest.mark.parametrize(
     "header",
     [
@@ -125,6 +128,7 @@ def test_hostile_headers_are_refused(folder, header):
         load_model(folder)
 
 
+@pytest.mark.row(9)
 def test_tensors_of_another_shape_or_type_are_named(folder):
     rewrite(folder, lambda t: t.update({"decoder.mask_token": t["decoder.mask_token"][:, :, :32].contiguous()}))
     with pytest.raises(ValueError, match=r"expected \(1, 1, 64\).*for decoder.mask_token, got \(1, 1, 32\)"):

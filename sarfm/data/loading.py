@@ -47,7 +47,7 @@ def turn(
     array = array[..., ::-1, :] if symmetry & 2 else array
     return array.swapaxes(-1, -2) if symmetry & 4 else array
 
-# %% ../../nbs/23_data.loading.ipynb #0a13eb44
+# %% ../../nbs/23_data.loading.ipynb #fd516f34
 def read_classes(
     store: PatchStore,  # where the patches are
     patch: int,  # number of the patch
@@ -68,7 +68,7 @@ def draw_window(
     generator: np.random.Generator,  # draws patch, place and symmetry
     label: str | None = None,  # label of which a pixel at least should be there
     table: np.ndarray | None = None,  # classes of that label's codes
-    draws: int = 20,  # windows tried
+    draws: int = 200,  # windows tried
 ) -> tuple[int, int, int, int]:  # patch, top, left, symmetry
     """Draw a window of which enough was observed."""
     best, chosen = -1.0, (patch, 0, 0, 0)
@@ -84,10 +84,10 @@ def draw_window(
         if useful.mean() > best:
             best, chosen = useful.mean(), (patch, top, left, symmetry)
         if valid.mean() >= min_valid and useful.any():
-            break
+            return patch, top, left, symmetry
     return chosen
 
-# %% ../../nbs/23_data.loading.ipynb #6d8a8cfe
+# %% ../../nbs/23_data.loading.ipynb #4237a941
 class CropDataset(Dataset):
     """Draw crops of patches; item k is a pure function of (seed, k)."""
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-# %% ../../nbs/70_runs.folders.ipynb #9c51422c
+# %% ../../nbs/70_runs.folders.ipynb #558dc77b
 PACKAGES = (
     "sarfm",
     "numpy",
@@ -49,7 +49,7 @@ def versions() -> dict[str, str]:  # package -> version, "python" among them; pa
             continue
     return found
 
-# %% ../../nbs/70_runs.folders.ipynb #998f3fab
+# %% ../../nbs/70_runs.folders.ipynb #7e1f7396
 def code_commit() -> (
     str | None
 ):  # 40 hexadecimal digits, "+changes" where files differ; None outside a checkout of sarfm
@@ -67,7 +67,7 @@ def code_commit() -> (
         return None
     return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
-# %% ../../nbs/70_runs.folders.ipynb #9bbbc0b2
+# %% ../../nbs/70_runs.folders.ipynb #614da7c1
 def _processor() -> str:
     """Name the processor as the operating system does."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -96,11 +96,12 @@ def machine(
             found["accelerator"] = torch.cuda.get_device_name()
     return found
 
-# %% ../../nbs/70_runs.folders.ipynb #824848a3
+# %% ../../nbs/70_runs.folders.ipynb #3adeaeec
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """List the parameters whose values differ, `out` aside."""
     names = sorted({*old, *new} - {"out"})
-    return [f"{n}={old.get(n)!r}, now {new.get(n)!r}" for n in names if old.get(n) != new.get(n)]
+    same = lambda a, b: a == b or repr(a) == repr(b)  # a NaN too is the same as before
+    return [f"{n}={old.get(n)!r}, now {new.get(n)!r}" for n in names if not same(old.get(n), new.get(n))]
 
 
 def read_run(
