@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab docs readme bench clean
+.PHONY: help setup demo test soak lab docs readme bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -35,6 +35,10 @@ demo: setup  ## pretrain, fine-tune and compare on the embedded real scene: minu
 
 test: setup  ## everything that must hold; ONLY="lint docs" runs the steps of these names
 	@$(BIN)/python tests/steps.py $(ONLY)
+
+soak: setup  ## the fault matrix in its long form: hundreds of kills, thousands of damaged files; about a quarter of an hour
+	@PATH="$(CURDIR)/$(BIN):$$PATH" SARFM_SOAK=1 MPLBACKEND=agg OMP_NUM_THREADS=1 \
+	    $(BIN)/pytest -n 2 --dist worksteal -rs --durations 20 -m row tests
 
 lab: setup  ## JupyterLab with the notebooks
 	@$(BIN)/jupyter lab --notebook-dir nbs
