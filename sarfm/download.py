@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['download']
 
-# %% ../nbs/02_download.ipynb #b4462296
+# %% ../nbs/02_download.ipynb #20b6696e
 import http.client
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-from .files import CorruptData, lock, publish, sha256
+from .files import CorruptData, clear_when_full, lock, publish, sha256
 
 # %% ../nbs/02_download.ipynb #8d148c38
 def _request(
@@ -44,7 +44,7 @@ def _receive(url: str, part: Path, size: int, timeout_s: float, bar) -> None:
             if file.tell() > size:
                 raise CorruptData(f"{url} sends more than the {size} bytes that the catalogue states; report it")
 
-# %% ../nbs/02_download.ipynb #6866697c
+# %% ../nbs/02_download.ipynb #d4b98771
 def _worth_retrying(error: Exception) -> bool:
     """Tell a passing failure from a final one."""
     return not isinstance(error, urllib.error.HTTPError) or error.code in (408, 416, 425, 429) or error.code >= 500
@@ -74,7 +74,7 @@ def _fill(url: str, part: Path, size: int, retries: int, pause_s: float, timeout
         if failures:
             time.sleep(min(pause_s * 2 ** (failures - 1), 60))
 
-# %% ../nbs/02_download.ipynb #aff26920
+# %% ../nbs/02_download.ipynb #87acaca2
 def download(
     url: str,  # http or https
     path: str | Path,  # where the file shall stand
@@ -95,7 +95,8 @@ def download(
     with lock(path):
         if path.exists() and path.stat().st_size == size and sha256(path) == checksum:
             return path
-        with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=not progress) as bar:
+        bar = tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=not progress)
+        with bar, clear_when_full(path, part):
             _fill(url, part, size, retries, pause_s, timeout_s, bar)
         if (found := sha256(part)) != checksum:
             part.replace(bad := path.with_name(path.name + ".bad"))

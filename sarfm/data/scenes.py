@@ -47,7 +47,7 @@ from ..files import CorruptData, atomic_path
 _all_ = ["OpenQuestion", "SceneAccessor", "channel_names", "check_scene", "flag_meanings", "label_names", "make_scene"]
 _all_ += ["polarisation_names", "scene_lonlat", "spacing_m", "stack_channels", "time_values"]
 
-# %% ../../nbs/10_data.scenes.ipynb #0dad18f6
+# %% ../../nbs/10_data.scenes.ipynb #de61712f
 def save_scene(
     scene: xr.Dataset,  # a Scene
     path: str | Path,  # of the NetCDF file
@@ -71,7 +71,7 @@ def save_scene(
         scene.assign_attrs(sarfm_scene="1").to_netcdf(temporary, engine="netcdf4", encoding=encoding)
     return path
 
-# %% ../../nbs/10_data.scenes.ipynb #8e897f03
+# %% ../../nbs/10_data.scenes.ipynb #ea439624
 def _saved_scene(
     path: Path,  # any file
 ) -> xr.Dataset | None:  # the Scene that save_scene wrote; None for any other file
@@ -81,10 +81,13 @@ def _saved_scene(
     with open_data(path) as data:
         if data.attrs.get("sarfm_scene") != "1":
             return None
-        try:
-            scene = data.load()
-        except (OSError, RuntimeError) as error:
-            raise CorruptData.at(path, f"the values cannot be read ({error}); fetch it again") from error
+        for name, variable in data.variables.items():
+            try:
+                variable.load()
+            except (OSError, RuntimeError) as error:
+                found = f"the values cannot be read ({error}); fetch it again"
+                raise CorruptData.at(path, found, variable=str(name)) from error
+        scene = data.load()
     for name in scene.variables:
         scene[name].encoding = {}
     del scene.attrs["sarfm_scene"]
@@ -112,7 +115,7 @@ def _select(
         .assign_attrs(scene.attrs)
     )
 
-# %% ../../nbs/10_data.scenes.ipynb #63efab05
+# %% ../../nbs/10_data.scenes.ipynb #edba9370
 def open_scene(
     source: Any,  # path, list of paths, or dict from polarisation to path or to a list of paths by date
     *,

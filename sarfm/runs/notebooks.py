@@ -6,7 +6,7 @@
 __all__ = ['TYPES', 'run_names', 'notebook_path', 'Parameter', 'declared_parameters', 'parse_value', 'check_parameters',
            'open_run', 'RunFailed', 'run_notebook']
 
-# %% ../../nbs/71_runs.notebooks.ipynb #047eb710
+# %% ../../nbs/71_runs.notebooks.ipynb #a519f193
 import ast
 import difflib
 import importlib
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import carried, lock, write_json
+from ..files import carried, clear_when_full, lock, write_json
 from .folders import RunFolder, check_same_run, read_run
 
 # %% ../../nbs/71_runs.notebooks.ipynb #ebed5bcb
@@ -233,7 +233,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], kernel: str
     except died as error:
         raise RunFailed(f"the kernel died (killed, or out of memory?). The notebook up to there: {target}") from error
 
-# %% ../../nbs/71_runs.notebooks.ipynb #aa925f11
+# %% ../../nbs/71_runs.notebooks.ipynb #3ba9e217
 def _mark_failed(folder: Path, parameters: dict[str, Any]) -> None:
     """Note in run.json that the run stopped, and on which error."""
     kind, error, _ = sys.exc_info()
@@ -265,7 +265,8 @@ def run_notebook(
             {**read_run(folder), "notebook": source.stem, "status": "running", "parameters": values},
         )
         try:
-            _execute(source, running, values, kernel, progress)
+            with clear_when_full(done, running):
+                _execute(source, running, values, kernel, progress)
             os.replace(running, done)
         finally:
             if not done.exists():
