@@ -6,7 +6,7 @@
 __all__ = ['tile_starts', 'blend_window', 'tile_side', 'pad_to', 'predict_bands', 'place_of', 'predict_scene', 'tile_mask',
            'reconstruct_tiles', 'equal_batches', 'reconstruct_scene', 'denormalised', 'in_db', 'tile_scores']
 
-# %% ../../nbs/53_evaluation.predict.ipynb #48fb82c5
+# %% ../../nbs/53_evaluation.predict.ipynb #4817aafe
 import itertools
 import math
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def blend_window(
     rise = torch.minimum(torch.arange(1.0, tile_px + 1), torch.arange(float(tile_px), 0, -1))
     return torch.outer(rise, rise) / rise.max() ** 2
 
-# %% ../../nbs/53_evaluation.predict.ipynb #9fc8b42c
+# %% ../../nbs/53_evaluation.predict.ipynb #c1207311
 def tile_side(
     contract: InputContract,  # may state the training crop
     tile: int | None,  # asked for, px
@@ -70,7 +70,7 @@ def pad_to(
     space = (0, width - image.shape[-1], 0, height - image.shape[-2])
     return functional.pad(image, space), functional.pad(valid, space, value=False)
 
-# %% ../../nbs/53_evaluation.predict.ipynb #e36e506d
+# %% ../../nbs/53_evaluation.predict.ipynb #dd7ca384
 @torch.inference_mode()
 def predict_bands(
     model: nn.Module,  # from (image, valid) to (B, K, H, W) scores
@@ -108,7 +108,8 @@ def predict_bands(
         done = following - row
         yield row, *_finish(total, seen, done, width)
         if total is not None:
-            total = torch.cat([total[:, done:], torch.zeros_like(total[:, :done])], dim=1)
+            total[:, : side - done] = total[:, done:].clone()
+            total[:, side - done :] = 0
 
 
 def _finish(total: Tensor | None, seen: Tensor, done: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +121,7 @@ def _finish(total: Tensor | None, seen: Tensor, done: int, width: int) -> tuple[
     likely = torch.where(seen, best / part.sum(0), torch.nan)
     return torch.where(seen, which, 255).to(torch.uint8).cpu().numpy(), likely.cpu().numpy()
 
-# %% ../../nbs/53_evaluation.predict.ipynb #c6b97639
+# %% ../../nbs/53_evaluation.predict.ipynb #c161d503
 def place_of(
     scene: xr.Dataset,  # any scene
 ) -> dict[str, xr.DataArray]:  # the coordinates that say where it is
@@ -141,9 +142,11 @@ def predict_scene(
     """Predict the class of every valid pixel of a scene."""
     shape = scene.sizes["y"], scene.sizes["x"]
     prediction, probability = np.full(shape, 255, np.uint8), np.full(shape, np.nan, np.float32)
+    count = 1
     for row, which, likely in predict_bands(model, contract, scene, tile, overlap, batch, device):
         prediction[row : row + len(which)], probability[row : row + len(which)] = which, likely
-    count = len(classes) if classes else int(prediction[prediction < 255].max(initial=0)) + 1
+        count = max(count, int(which[which < 255].max(initial=0)) + 1)
+    count = len(classes) if classes else count
     names = classes or [f"class_{number}" for number in range(count)]
     flags = {
         "long_name": "predicted class",
@@ -216,7 +219,7 @@ def equal_batches(
         tiles = list(group)
         yield from (tiles[start : start + batch] for start in range(0, len(tiles), batch))
 
-# %% ../../nbs/53_evaluation.predict.ipynb #7baa1bf8
+# %% ../../nbs/53_evaluation.predict.ipynb #0b8e470e
 def reconstruct_scene(
     model: MAE,  # a masked autoencoder
     contract: InputContract,  # what the model takes
@@ -252,7 +255,7 @@ def reconstruct_scene(
         )
     )
 
-# %% ../../nbs/53_evaluation.predict.ipynb #96c8e047
+# %% ../../nbs/53_evaluation.predict.ipynb #5a30313b
 def denormalised(
     contract: InputContract,  # names the channels
     scene: xr.Dataset,  # meets the contract
@@ -287,7 +290,7 @@ def _compare(original: xr.DataArray, made: xr.DataArray, hidden: xr.DataArray) -
         layer.attrs = original.attrs | {"long_name": name}
     return xr.Dataset(layers | {"error": error, "hidden": hidden})
 
-# %% ../../nbs/53_evaluation.predict.ipynb #eb30de4c
+# %% ../../nbs/53_evaluation.predict.ipynb #8a8cecaa
 def tile_scores(
     reconstruction: xr.Dataset,  # from reconstruct_scene, all channels or some
     tile_px: int | None = None,  # side of a tile; None: the model's tile
