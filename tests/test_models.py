@@ -405,3 +405,19 @@ def test_unknown_heads_and_networks_are_refused():
         Segmenter(build_encoder("vit-nano", 2, 8), 3, "setr")
     with pytest.raises(ValueError, match="resnet18"):
         build_unet(2, 3, "resnet1800")
+
+
+def test_gradients_are_the_same_bits_every_time_with_several_threads():
+    torch.manual_seed(0)
+    model = MAE(build_encoder("vit-nano", 8, 8), 128, 2, 4)
+    batch = model.draw({"image": torch.randn(32, 8, 48, 48)}, torch.Generator().manual_seed(1))
+    threads, found = torch.get_num_threads(), []
+    torch.set_num_threads(4)
+    try:
+        for _ in range(8):
+            model.zero_grad()
+            model.loss(batch)[0].backward()
+            found.append({name: w.grad.clone() for name, w in model.named_parameters() if w.grad is not None})
+    finally:
+        torch.set_num_threads(threads)
+    assert not [name for name in found[0] if not all(torch.equal(found[0][name], again[name]) for again in found)]

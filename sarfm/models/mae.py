@@ -54,7 +54,7 @@ def valid_statistics(
     variance = ((values - mean) ** 2 * weight).sum(dim=2, keepdim=True) / (count - 1).clamp(min=1)
     return mean, (variance + 1e-6).sqrt()
 
-# %% ../../nbs/33_models.mae.ipynb #08b4cf6a
+# %% ../../nbs/33_models.mae.ipynb #bbeba92b
 class Decoder(nn.Module):
     """Predict the hidden patches of an image from its encoded visible patches."""
 
@@ -88,7 +88,10 @@ class Decoder(nn.Module):
     ) -> Tensor:  # (B, m, p*p*C), for the hidden patches only
         """Turn mask tokens into pixels."""
         seen, asked = self.embed(seen), self.mask_token[0] + place  # (N, width), a mask token at every place
-        tokens = torch.cat([seen[:, :1], seen[:, 1:] + place[visible], asked[masked]], dim=1)  # (B, 1+n+m, width)
+        # F.embedding, and not an index, whose gradient threads sum in any order
+        tokens = torch.cat(
+            [seen[:, :1], seen[:, 1:] + place[visible], F.embedding(masked, asked)], dim=1
+        )  # (B, 1+n+m, width)
         known = self.blocks[0].attn.qkv(self.blocks[0].norm1(asked))  # (N, 3*width)
         keys = attended(F.pad(present.gather(1, torch.cat([visible, masked], dim=1)), (1, 0), value=True))
         for layer, block in enumerate(self.blocks, start=1):
