@@ -975,9 +975,13 @@ def test_row_14_killed_kernels(tmp_path, row):
 def test_row_14_ctrl_c(tmp_path, row):
     """Ctrl-C ends the command and its kernel; the same command goes on."""
     toy, out = write_toy(tmp_path / "toy.ipynb"), tmp_path / "out"
-    process = start(toy, out, seconds=0.1, steps=30)
+    process, presses = start(toy, out, seconds=0.2, steps=50), 0
     wait_for_steps(out, 2)
-    process.send_signal(signal.SIGINT)
+    while process.poll() is None and presses < 2:  # Python drops an interrupt that comes inside a finaliser
+        process.send_signal(signal.SIGINT)
+        presses += 1
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(4)
     with row.case("Ctrl-C"):
         assert process.wait(30) not in (0, None)
         assert read_run(out)["status"] == "failed" and "KeyboardInterrupt" in read_run(out)["error"]
@@ -986,10 +990,10 @@ def test_row_14_ctrl_c(tmp_path, row):
             time.sleep(0.1)
         assert not alive(kernel)
         assert executed_cells(out / "toy.running.ipynb") >= 2
-    again = start(toy, out, seconds=0.1, steps=30)
+    again = start(toy, out, seconds=0.2, steps=50)
     with row.case("again"):
         assert again.wait(60) == 0, again.stderr.read()
-        assert [step for step, _ in json.loads((out / "progress.json").read_text())] == list(range(30))
+        assert [step for step, _ in json.loads((out / "progress.json").read_text())] == list(range(50))
 
 
 # ---- 16: seeds and workers -----------------------------------------------------------------------------------------
