@@ -977,7 +977,7 @@ def test_row_14_ctrl_c(tmp_path, row):
     toy, out = write_toy(tmp_path / "toy.ipynb"), tmp_path / "out"
     process, presses = start(toy, out, seconds=0.2, steps=50), 0
     wait_for_steps(out, 2)
-    while process.poll() is None and presses < 2:  # Python drops an interrupt that comes inside a finaliser
+    while process.poll() is None and presses < 2:  # seen once: the first came to nothing
         process.send_signal(signal.SIGINT)
         presses += 1
         with suppress(subprocess.TimeoutExpired):

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['TRAINING', 'training_scores', 'score_named', 'contestant_scores', 'paired_differences']
 
-# %% ../../nbs/56_evaluation.comparison.ipynb #025b7db8
+# %% ../../nbs/56_evaluation.comparison.ipynb #3e58083f
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from .metrics import confusions, scores
+from .metrics import confusions, resample, scores
 
 # %% ../../nbs/56_evaluation.comparison.ipynb #b5f81105
 TRAINING = ["fraction", "contestant", "seed"]
@@ -42,7 +42,7 @@ def training_scores(
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/56_evaluation.comparison.ipynb #ddb01934
+# %% ../../nbs/56_evaluation.comparison.ipynb #c7aa50cb
 def score_named(
     score: str,  # mean_iou, mean_f1, iou_NAME or f1_NAME
     classes: list[str],  # names of classes 0 … K-1
@@ -79,16 +79,6 @@ def _by_contestant(cells: pd.DataFrame) -> dict[tuple[float, str], _Counts]:
     return found
 
 
-def _draw(
-    counts: np.ndarray,  # (images, ..., K, K)
-    draws: int,  # resamples of the images
-) -> np.ndarray:  # (draws, ..., K, K) sums over the drawn images
-    """Sum the counts of images drawn with replacement."""
-    n = len(counts)
-    often = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)
-    return (often @ counts.reshape(n, -1)).reshape(draws, *counts.shape[1:])
-
-
 def contestant_scores(
     cells: pd.DataFrame,  # one row per training and image
     classes: list[str],  # names of classes 0 … K-1
@@ -99,12 +89,12 @@ def contestant_scores(
     statistic, rows = score_named(score, classes), []
     for (fraction, contestant), counts in _by_contestant(cells).items():
         value = statistic(counts.matrices.sum(0)).mean()
-        low, high = np.nanquantile(statistic(_draw(counts.matrices, draws)).mean(-1), [0.025, 0.975])
+        low, high = np.nanquantile(statistic(resample(counts.matrices, draws)).mean(-1), [0.025, 0.975])
         size = {"images": len(counts.images), "seeds": len(counts.seeds)}
         rows.append({"fraction": fraction, "contestant": contestant, "value": value, "low": low, "high": high, **size})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/56_evaluation.comparison.ipynb #b0b4fd8a
+# %% ../../nbs/56_evaluation.comparison.ipynb #43a8d139
 def paired_differences(
     cells: pd.DataFrame,  # one row per training and image
     classes: list[str],  # names of classes 0 … K-1
@@ -127,7 +117,7 @@ def paired_differences(
             )
         pair = np.stack([one.matrices, two.matrices], 1)  # (images, 2, seeds, K, K)
         leads = -np.diff(statistic(pair.sum(0)), axis=0)[0]
-        low, high = np.nanquantile(-np.diff(statistic(_draw(pair, draws)).mean(-1), axis=-1), [0.025, 0.975])
+        low, high = np.nanquantile(-np.diff(statistic(resample(pair, draws)).mean(-1), axis=-1), [0.025, 0.975])
         ahead = {"seeds_ahead": int((leads > 0).sum()), "seeds": len(leads)}
         rows.append({"fraction": fraction, "over": other, "value": leads.mean(), "low": low, "high": high, **ahead})
     return pd.DataFrame(rows, columns=["fraction", "over", "value", "low", "high", "seeds_ahead", "seeds"])
