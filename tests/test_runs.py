@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -151,7 +152,8 @@ def start(toy, out, seconds=0.3, steps=12):
     """Start the toy as the command line does, in a process of its own."""
     pairs = ["-p", f"seconds={seconds}", "-p", f"steps={steps}", "--out", str(out)]
     command = [sys.executable, "-c", "from sarfm.cli import main; raise SystemExit(main())", "run", str(toy), *pairs]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores Ctrl-C, and so do its children
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
 
 
 def wait_for_steps(out, steps):
