@@ -25,13 +25,13 @@ from .notebooks import check_parameters
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/72_runs.sweeps.ipynb #91801d52
+# %% ../../nbs/72_runs.sweeps.ipynb #542d1f88
 @dataclass(frozen=True)
 class PlannedRun:
     """Hold one run of a sweep."""
 
     notebook: str  # name or path of the run notebook
-    parameters: dict[str, Any]  # to set; "@FOLDER" stands for the folder of an earlier run
+    parameters: dict[str, Any]  # to set; "@FOLDER" stands for the folder of an earlier run, "@" for that of the sweep
     varies: dict[str, Any]  # what tells it from the others of the sweep, those of earlier runs as "name.parameter"
 
 
@@ -53,17 +53,17 @@ def _folder_name(values: dict[str, Any]) -> str:
     return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-def _stage_problem(said: Any, first: bool) -> str | None:  # what is wrong, if anything
-    """Look at the keys of a sweep, or of one of the runs under its `first`."""
-    known, needed = {"notebook", "parameters", "sweep"}, {"notebook"} if first else {"notebook", "sweep"}
+def _stage_problem(said: Any, alone: bool) -> str | None:  # what is wrong, if anything
+    """Look at the keys of a stage, which may be a run alone or must be a sweep."""
+    known, needed = {"notebook", "parameters", "sweep"}, {"notebook"} if alone else {"notebook", "sweep"}
     if not isinstance(said, dict) or not needed <= set(said) <= known:
         words = (
-            "notebook and perhaps parameters and sweep" if first else "notebook, sweep and perhaps parameters and first"
+            "notebook and perhaps parameters and sweep" if alone else "notebook, sweep and perhaps parameters and first"
         )
         return f"expected {words}; got {said if not isinstance(said, dict) else list(said)}"
     lists, fixed = said.get("sweep", {}), said.get("parameters") or {}
     empty = [n for n, v in lists.items() if not isinstance(v, list) or not v] if isinstance(lists, dict) else ["sweep"]
-    if empty or (not lists and not first):
+    if empty or (not lists and not alone):
         return f"sweep holds one list of values for each name; {', '.join(empty) or 'it'} has none"
     if twice := sorted({*lists, "out"} & set(fixed)) + ["out"] * ("out" in lists):
         return f"{', '.join(twice)} cannot stand there: a value is swept or fixed, and out is chosen by --out"
@@ -73,7 +73,7 @@ def _stage_problem(said: Any, first: bool) -> str | None:  # what is wrong, if a
 def _planned(said: dict[str, Any], name: str, before: dict[str, dict[str, PlannedRun]]) -> dict[str, PlannedRun]:
     """Combine the values of a stage with each other and with the runs before it that it asks for."""
     lists, fixed = said.get("sweep", {}), said.get("parameters") or {}
-    asked = {p: v[1:] for p, v in fixed.items() if isinstance(v, str) and v.startswith("@")}
+    asked = {p: v[1:] for p, v in fixed.items() if isinstance(v, str) and v.startswith("@") and v != "@"}
     if unknown := sorted(set(asked.values()) - set(before)):
         raise ValueError(f"@{unknown[0]} is no run that stands before it under first: {sorted(before)}")
     stages = sorted(set(asked.values()))
@@ -83,7 +83,7 @@ def _planned(said: dict[str, Any], name: str, before: dict[str, dict[str, Planne
         inherited = {f"{s}.{n}": v for s, folder in earlier.items() for n, v in before[s][folder].varies.items()}
         for values in itertools.product(*lists.values()):
             varies = inherited | dict(zip(lists, values, strict=True))
-            folder = "/".join(part for part in (name, _folder_name(varies)) if part)
+            folder = "/".join(part for part in (name, _folder_name(varies)) if part) or Path(said["notebook"]).stem
             parameters = fixed | {p: f"@{earlier[stage]}" for p, stage in asked.items()}
             runs[folder] = PlannedRun(said["notebook"], parameters | dict(zip(lists, values, strict=True)), varies)
     return runs
@@ -102,7 +102,7 @@ def read_sweep(
     stages: dict[str, dict[str, PlannedRun]] = {}
     for name, said in (first | {"": found}).items():
         where = f"{path}, {name}" if name else str(path)
-        if problem := _stage_problem(said, bool(name)):
+        if problem := _stage_problem(said, bool(first)):
             raise ValueError(f"{where}: {problem}")
         try:
             stages[name] = _planned(said, name, stages)
@@ -152,13 +152,13 @@ def sweep_table(
         file.write(_markdown(table))
     return table
 
-# %% ../../nbs/72_runs.sweeps.ipynb #1027048e
+# %% ../../nbs/72_runs.sweeps.ipynb #6cbfcf7b
 def _run_one(
     planned: PlannedRun, folder: Path, root: Path, kernel: str, threads: int
 ) -> bool:  # True when it ended well
     """Execute one run in a process of its own, if those that it needs are done."""
     earlier = {n: root / v[1:] for n, v in planned.parameters.items() if isinstance(v, str) and v.startswith("@")}
-    if any(read_run(needed).get("status") != "done" for needed in earlier.values()):
+    if any(needed != root and read_run(needed).get("status") != "done" for needed in earlier.values()):
         return False
     given = planned.parameters | {n: str(v) for n, v in earlier.items()}
     pairs = [f"{n}={v if isinstance(v, str) else json.dumps(v)}" for n, v in given.items()]
