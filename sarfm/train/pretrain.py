@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .checkpoints import generator_at
 from .task import Recipe, Task
 
-# %% ../../nbs/44_train.pretrain.ipynb #90e45699
+# %% ../../nbs/44_train.pretrain.ipynb #b8289976
 class PretrainTask(Task):
     """Pretrain a method without knowing which one it is."""
 
@@ -26,6 +26,7 @@ class PretrainTask(Task):
         seed: int = 0,  # of masks and views
         ema: float | None = None,  # decay of the moving average of the weights; None: none
         clip_norm: float | None = None,  # longest gradient allowed; None: any
+        betas: tuple[float, float] = (0.9, 0.95),  # of AdamW
     ) -> None:
         missing = [name for name in ("draw", "loss") if not callable(getattr(method, name, None))]
         if missing:
@@ -34,7 +35,8 @@ class PretrainTask(Task):
                 f" {' and '.join(missing)}. Give the method (such as MAE), not its encoder"
             )
         super().__init__(
-            method, Recipe(learning_rate, weight_decay, warmup_steps, steps, seed, ema, clip_norm=clip_norm)
+            method,
+            Recipe(learning_rate, weight_decay, warmup_steps, steps, seed, ema, betas=betas, clip_norm=clip_norm),
         )
 
     @property
@@ -50,7 +52,7 @@ class PretrainTask(Task):
         """Draw what is random, then compute the method's loss."""
         return self.model.loss(self.model.draw(batch, generator=generator))
 
-# %% ../../nbs/44_train.pretrain.ipynb #e5fded03
+# %% ../../nbs/44_train.pretrain.ipynb #905829c7
 @torch.no_grad()
 def preview(
     task: PretrainTask,  # in training or after it
