@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sarfm.data.contract import InputContract
 from sarfm.data.patches import write_store
 from sarfm.data.scenes import make_scene
+from sarfm.evaluation.icescore import ChartCounts, chart_scores
 from sarfm.evaluation.predict import predict_scene, tile_starts
 from sarfm.files import write_json
 from sarfm.models.heads import Segmenter
@@ -167,7 +168,7 @@ class Same(torch.nn.Module):
     """Answer every tile with the same scores of eleven classes: a model that costs nothing."""
 
     def forward(self, image: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        return image[:, :1].expand(-1, 11, -1, -1)
+        return image[:, :1].repeat(1, 11, 1, 1)
 
 
 def plain_scene(side: int) -> tuple[xr.Dataset, InputContract]:
@@ -195,26 +196,142 @@ def prediction() -> Iterator[dict]:
     yield row("predict_overhead", "CPU ms per tile", **found)
 
 
+def sliding_window(side: int = 5000) -> Iterator[dict]:
+    """A scene in tiles of 224 px, half overlap, eleven classes, a model that costs nothing: MONAI's sliding window.
+
+    Both blend scores with a weight per pixel and end with the class of every pixel; MONAI is spared the softmax and the
+    probability of the class that sarfm computes as well.
+    """
+    try:
+        from monai.inferers import SlidingWindowInferer
+    except ImportError:
+        return print("sliding_window: MONAI is not installed (uv pip install monai)")
+    inferer = SlidingWindowInferer((224, 224), sw_batch_size=8, overlap=0.5, mode="gaussian")
+    scene, contract = plain_scene(1568)  # 13 x 13 tiles; memory is measured at full size
+    tiles, model = len(tile_starts(1568, 224, 112)) ** 2, Same()
+
+    @torch.inference_mode()
+    def theirs() -> None:
+        inferer(contract.apply(scene)[0][None], lambda image: model(image, None)).argmax(1)
+
+    ours = lambda: predict_scene(model, contract, scene, batch=8)
+    found = per_item(timed(ours, theirs, rounds=7), tiles)
+    yield row("sliding_window_speed", "CPU ms per tile", **found, faster=True)
+    print("sliding_window_speed: 1.1 is promised")
+    grown = [measured(f"peak({side}, {name!r})") for name in ("ours", "monai")]
+    yield row("sliding_window_peak_mb", "MB over the input", *grown)
+
+
+def measured(call: str) -> float:
+    """Give by how many MB memory grew at most during a call in a process of its own, which prints before and most."""
+    found = subprocess.run(
+        [sys.executable, "-c", f"import bench; bench.{call}"], check=True, capture_output=True, text=True,
+        cwd=Path(__file__).parent,
+    )  # fmt: skip
+    before, after = map(float, found.stdout.split()[-2:])
+    return after - before
+
+
 def memory() -> Iterator[dict]:
     """Peak memory of predicting 5,000 x 5,000 px into eleven classes, over the process with its input."""
     if not Path("/proc/self/clear_refs").exists():
         return print("predict_peak_mb: measured on Linux only")
-    code = "import bench; bench.peak()"
-    found = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    before, after = map(float, found.stdout.split())
-    yield row("predict_peak_mb", "MB over the input", after - before, 400.0)
+    yield row("predict_peak_mb", "MB over the input", measured("peak()"), 400.0)
 
 
-def peak() -> None:
+def resident(what: str) -> float:
+    """Read what Linux counts for this process, in MB: VmRSS now, VmHWM at most."""
+    return next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith(what)) / 1024
+
+
+def peak(side: int = 5000, whose: str = "ours") -> None:
     """Print the memory before a prediction and the most during it, in MB, as Linux counts them."""
-    scene, contract = plain_scene(5000)
+    scene, contract = plain_scene(side)
+    if whose == "monai":
+        from monai.inferers import SlidingWindowInferer
+
+        inferer = SlidingWindowInferer((224, 224), sw_batch_size=8, overlap=0.5, mode="gaussian")
     Path("/proc/self/clear_refs").write_text("5")  # the most so far, while the scene was made, is forgotten
-    resident = lambda what: next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith(what)) / 1024
     before = resident("VmRSS")
-    predict_scene(Same(), contract, scene)
+    if whose == "monai":
+        with torch.inference_mode():
+            inferer(contract.apply(scene)[0][None], lambda image: Same()(image, None)).argmax(1)
+    else:
+        predict_scene(Same(), contract, scene)
     print(before, resident("VmHWM"))
+
+
+# ---- scoring ---------------------------------------------------------------------------------------------------------
+
+CHARTS = {"sic": 11, "sod": 6, "floe": 7}
+
+
+def chart_pair(scene: int, chart: str, side: int, block: int = 500) -> tuple[np.ndarray, np.ndarray]:
+    """Make a chart and a prediction of it, block by block: blocky truth, a tenth unlabelled, two thirds right."""
+    rng, classes = np.random.default_rng((scene, *chart.encode())), CHARTS[chart]
+    truth = rng.integers(0, classes, (side // block, side // block), dtype=np.uint8).repeat(block, 0).repeat(block, 1)
+    predicted = truth.copy()
+    for rows in range(0, side, block):
+        wrong = rng.random((block, side), np.float32) < 0.33
+        predicted[rows : rows + block][wrong] = rng.integers(0, classes, int(wrong.sum()), dtype=np.uint8)
+        truth[rows : rows + block][rng.random((block, side), np.float32) < 0.1] = 255
+    return predicted, truth
+
+
+def ice_score(scenes: int = 20, side: int = 5000, subset: int = 2) -> Iterator[dict]:
+    """The combined score of 20 scenes of 5,000 x 5,000, streaming, and scikit-learn on 2 of them, concatenated.
+
+    scikit-learn needs the pixels of all scenes at once, as int64: 20 scenes would take some 30 GB. So it gets two, and
+    times and memory are given per scene and as they are.
+    """
+    found = {}
+    for whose, number in (("ours", scenes), ("sklearn", subset), ("ours", subset)):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import bench; bench.score({whose!r}, {number}, {side})"], check=True,
+            capture_output=True, text=True, cwd=Path(__file__).parent,
+        )  # fmt: skip
+        found[whose, number] = dict(zip(("seconds", "mb", "score"), map(float, done.stdout.split()[-3:]), strict=True))
+    ours, theirs, same = (found[key] for key in (("ours", scenes), ("sklearn", subset), ("ours", subset)))
+    if abs(same["score"] - theirs["score"]) > 1e-6:
+        raise RuntimeError(f"the scores differ: {same['score']} and scikit-learn's {theirs['score']}")
+    print(f"ice_score: {scenes} scenes {ours}, scikit-learn on {subset} {theirs}")
+    each = ours["seconds"] / scenes, theirs["seconds"] / subset
+    yield row("ice_score_speed", "CPU s per scene", *each, faster=True)
+    yield row("ice_score_peak_mb", f"MB, {scenes} scenes against {subset}", ours["mb"], theirs["mb"])
+
+
+def score(whose: str, scenes: int, side: int) -> None:
+    """Print CPU seconds without making the charts, MB over the imports, and the combined score."""
+    from sklearn.metrics import f1_score, r2_score
+
+    counts, held, seconds = ChartCounts(), {chart: ([], []) for chart in CHARTS}, 0.0
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    for scene in range(scenes):
+        for chart in CHARTS:
+            predicted, truth = chart_pair(scene, chart, side)
+            start = time.process_time()
+            if whose == "ours":
+                counts.add(str(scene), chart, predicted, truth)
+            else:
+                seen = truth != 255
+                held[chart][0].append(truth[seen])
+                held[chart][1].append(predicted[seen])
+            seconds += time.process_time() - start
+    start = time.process_time()
+    if whose == "ours":
+        table = chart_scores(counts.table(), draws=0)
+        combined = float(table.loc[table["score"] == "combined", "value"].iloc[0])
+    else:
+        parts = []
+        for chart in CHARTS:
+            truth, predicted = (np.concatenate(v) for v in held[chart])
+            if chart == "sic":
+                parts.append(r2_score(truth.astype(np.int64), predicted.astype(np.int64)))
+            else:
+                parts.append(f1_score(truth, predicted, average="weighted"))
+        combined = (2 * parts[0] + 2 * parts[1] + parts[2]) / 5
+    print(seconds + time.process_time() - start, resident("VmHWM") - before, combined)
 
 
 def imports() -> Iterator[dict]:
@@ -228,7 +345,9 @@ def imports() -> Iterator[dict]:
     yield row("import_seconds", "CPU s, of 0.15", median(float(lines[0]) for lines in runs), 0.15)
 
 
-PARTS: list[Callable[[], Iterator[dict]]] = [imports, mae_flops, crops, memory, prediction, mae_steps]
+PARTS: list[Callable[[], Iterator[dict]]] = [
+    imports, mae_flops, crops, memory, prediction, sliding_window, ice_score, mae_steps
+]  # fmt: skip
 
 
 def main(path: Path, wanted: list[str]) -> None:

@@ -26,6 +26,7 @@ ROWS = {  # number: hazard, cases of the quick form, cases of the long form
     14: ("kernel killed, cell error, Ctrl-C", 5, 20),
     16: ("seeds and workers", 4000, 40000),
     17: ("two writers", 20, 200),
+    18: ("scenes larger than memory", 12, 12),
 }
 
 

@@ -367,3 +367,80 @@ def test_widget_in_jupyterlab(page, lab):
     settled(chart, few, seconds=40)
     keep(page, "lab_error")
     assert not [url for url in page.refused if "127.0.0.1" not in url], page.refused
+
+
+ICE = """
+import numpy as np
+import xarray as xr
+from pyproj import CRS, Transformer
+from sarfm.data.icechart import chart_label
+from sarfm.data.scenes import make_scene
+from sarfm.data.simulate import simulate_ice
+from sarfm.viz.icecharts import chart_map
+
+def swath(lon, lat, side=300, step=300.0):
+    polar, half = CRS.from_epsg(3413), side / 2
+    x, y = Transformer.from_crs(4326, polar, always_xy=True).transform(lon, lat)
+    rows, cols = (v.ravel() for v in np.meshgrid(*[np.linspace(0, side, 7)] * 2, indexing="ij"))
+    c, s = np.cos(0.5), np.sin(0.5)
+    at = x + step * (c * (cols - half) + s * (rows - half)), y + step * (s * (cols - half) - c * (rows - half))
+    ties = Transformer.from_crs(polar, 4326, always_xy=True).transform(*at)
+    ice = simulate_ice((side, side), 1, spacing_m=step, open_water=0.3, floe_diameter_m=(3e3, 2e4))
+    bands = {n: ice[n].values for n in ("hh", "hv")}
+    scene = make_scene(bands, units="dB", quantity="sigma0", gcps=np.stack([rows, cols, *ties], axis=1))
+    blocks = ice["ice_class"].values.reshape(side // 30, 30, -1, 30).mean((1, 3)).repeat(30, 0).repeat(30, 1)
+    codes = {"sic": np.clip(blocks * 5, 0, 10), "sod": np.clip(blocks * 2, 0, 5), "floe": np.clip(blocks * 2, 0, 6)}
+    truth = {n: chart_label(v.astype("uint8"), n) for n, v in codes.items()}
+    fine = np.clip(ice["ice_class"].values * 2, 0, 5).astype("uint8")
+    scene = scene.assign(truth).assign(incidence_angle=ice["incidence_angle"].variable)
+    return scene, xr.Dataset({n: chart_label(fine, n) for n in codes})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lon, lat", [(-15.0, 80.5), (40.0, 89.9)], ids=["coast", "pole"])
+def test_ice_chart_map_in_jupyterlab(page, lab, lon, lat):
+    port, folder = lab
+    name = f"ice{lat:.0f}"
+    show = f"scene, predicted = swath({lon}, {lat})\nchart_map(scene, predicted)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in (ICE, show)])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+    page.goto(f"http://127.0.0.1:{port}/lab/workspaces/{name}/tree/{name}.ipynb?token=let-me-in", timeout=60_000)
+    page.wait_for_function("window.jupyterapp !== undefined", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    kernel = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status"
+    page.wait_for_function(f"{kernel} === 'idle'", timeout=60_000)
+    page.evaluate("() => { window.jupyterapp.commands.execute('application:toggle-left-area'); }")
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+    pictures = "document.querySelectorAll('.leaflet-container img.leaflet-image-layer').length === 3"
+    page.wait_for_function(pictures, timeout=180_000)
+    chart = page.locator(".leaflet-container")
+    chart.scroll_into_view_if_needed()
+    before = settled(chart, seconds=40)
+    assert before.std() > 20, "the map is blank"
+    keep(page, f"{name}_sic")
+
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.45, box["y"] + box["height"] * 0.45, steps=3)
+    page.wait_for_function("/SIC predicted\\s+\\d+ percent/.test(document.body.innerText)", timeout=30_000)
+    numbers = page.locator(".jp-OutputArea").last.inner_text()
+    assert "dB" in numbers and "incidence angle" in numbers and f"{lat:.1f}"[:2] in numbers
+
+    page.locator(".widget-dropdown select").nth(0).select_option("SOD")
+    stage = settled(chart, before, seconds=40)
+    keep(page, f"{name}_sod")
+    page.locator(".widget-dropdown select").nth(1).select_option("HV")
+    radar = settled(chart, stage, seconds=40)
+    page.locator(".widget-dropdown select").nth(2).select_option("radar")
+    left = settled(chart, radar, seconds=40)
+    half = left.shape[1] // 2
+    assert share(left[:, half + 20 :], radar[:, half + 20 :]) < 0.02, "the right side stays"
+    page.locator(".noUi-handle").first.focus()
+    for _ in range(8):
+        page.keyboard.press("ArrowLeft")
+    settled(chart, left, seconds=40)
+    keep(page, f"{name}_pale")
+    swipe = page.locator(".leaflet-sbs-range, .leaflet-sbs-divider").first
+    assert swipe.count() == 1
+    assert not [url for url in page.refused if "127.0.0.1" not in url], page.refused

@@ -284,6 +284,8 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path, entry, path, where):
         ({"read": {"scenes": "{orbit}.png"}}, "orbit"),
         ({"read": {"scenes": "{time}/{scene}.png"}}, "times"),
         ({"read": {"scenes": "{scene}.png", "labels": {"flood": "m.png"}}}, "flood"),
+        ({"read": {"scenes": "{scene}.nc", "reader": "other"}}, "reader"),
+        ({"read": {"scenes": "{scene}.nc", "reader": "ai4arctic", "units": "dB"}}, "leave out .*units"),
     ],
 )
 def test_mistakes_are_named(tmp_path, entry, change, said):

@@ -29,6 +29,7 @@ def test_importing_the_command_line_imports_nothing_heavy():
         ["sweep", "--help"],
         ["data", "--help"],
         ["data", "fetch", "--help"],
+        ["data", "prepare", "--help"],
     ],
 )
 def test_help(words):
@@ -102,3 +103,33 @@ def test_a_damaged_file_gives_exit_code_1(tmp_path, monkeypatch, capsys):
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(entry))
     assert main(["data", "check", str(tmp_path / "own.yaml"), "--folder", str(tmp_path / "own")]) == 1
     assert "False" in capsys.readouterr().out
+
+
+def test_prepare_cuts_at_several_scales(tmp_path, capsys):
+    words = ["data", "prepare", "borneo", "--scales", "2..3", "--size", "32", "--cache", str(tmp_path)]
+    assert main(words) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "from 2 scenes" in said[0] and said[1].split() == ["spacing_m", "scenes", "patches", "valid"]
+    assert [line.split()[1:3] for line in said[2:4]] == [["1", "32"], ["1", "15"]] or len(said) == 5
+    from sarfm.data.store import open_store
+
+    store = open_store(said[-1])
+    assert set(store.index["scene"]) == {"borneo@2x", "borneo@3x"} and (store.index["height"] == 32).all()
+    assert main(words) == 0 and capsys.readouterr().out.splitlines()[-1] == said[-1]
+    assert main([*words[:4], "2,3", *words[5:]]) == 0 and capsys.readouterr().out.splitlines()[-1] == said[-1]
+    assert main([*words, "--average", "db"]) == 0 and capsys.readouterr().out.splitlines()[-1] != said[-1]
+
+
+def test_prepare_without_scales_pads(tmp_path, capsys):
+    assert main(["data", "prepare", "borneo", "--size", "128", "--cache", str(tmp_path)]) == 0
+    from sarfm.data.patches import prepare_store
+
+    path = capsys.readouterr().out.splitlines()[-1]
+    assert str(prepare_store("borneo", size=128, stride=128, cache=tmp_path, progress=False).path) == path
+
+
+@pytest.mark.parametrize("scales", ["2..", "..5", "5..2", "0..2", "2,x", "2.5", "-1"])
+def test_scales_that_are_none(scales, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main(["data", "prepare", "borneo", f"--scales={scales}"])
+    assert refused.value.code == 2 and "as 2..10 or 2,5" in capsys.readouterr().err

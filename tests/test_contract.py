@@ -135,3 +135,38 @@ def test_contracts_that_make_no_sense(store):
         InputContract.fit(store, [], patch_size=8)
     with pytest.raises(ValueError, match="dimension -3"):
         InputContract(**good).normalise(np.zeros((2, 4, 4), np.float32))
+
+
+def two_scales(scene, tmp_path):
+    """Cut a scene at 10 and 40 m."""
+    from sarfm.data.scales import ScaledScenes
+
+    return write_store(ScaledScenes({"a": scene}, [1, 4]), tmp_path / "t.zarr", size=16, progress=False)
+
+
+def test_several_scales_are_accepted_from_the_finest_to_the_coarsest(scene, tmp_path):
+    store = two_scales(scene, tmp_path)
+    contract = InputContract.fit(store, range(len(store)), patch_size=8)
+    assert (contract.spacing_m, contract.spacing_max_m) == (pytest.approx(10), pytest.approx(40))
+    assert InputContract.model_validate_json(contract.model_dump_json()) == contract
+    for looks in (1, 2, 3, 5):
+        contract.check(scene.sar.looks(looks))
+    with pytest.raises(ValueError, match="its pixels are 60 m, the model's 10 to 40 m"):
+        contract.check(scene.sar.looks(6))
+    coarse = np.flatnonzero(store.index["scene"] == "a@4x")
+    one = InputContract.fit(store, coarse, patch_size=8)
+    assert one.spacing_max_m is None
+    old = {k: v for k, v in contract.model_dump().items() if k != "spacing_max_m"}
+    assert InputContract(**old).spacing_max_m is None  # models of before
+    with pytest.raises(ValueError, match="spacing_m <= spacing_max_m"):
+        InputContract(**{**contract.model_dump(), "spacing_max_m": 5.0})
+
+
+def test_published_constants_instead_of_statistics(store):
+    contract = InputContract.fit(store, range(len(store)), patch_size=8, mean=[-14.5, -24.7], std=[5.66, 4.75])
+    assert contract.mean == [-14.5, -24.7] and contract.std == [5.66, 4.75]
+    assert contract.spacing_m == pytest.approx(10) and contract.spacing_max_m is None
+    with pytest.raises(ValueError, match="mean and std together"):
+        InputContract.fit(store, [0], patch_size=8, mean=[-14.5, -24.7])
+    with pytest.raises(ValueError, match="one mean and one std per channel"):
+        InputContract.fit(store, [0], patch_size=8, mean=[-14.5], std=[5.66])

@@ -1,6 +1,7 @@
 """Loading: every item a pure function of (seed, k), the same from any number of workers, exact after a resume."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -218,3 +219,115 @@ def test_bad_arguments(store, contract, case):
         CropDataset(store, [1], contract.model_copy(update={"channels": ["hh", "hv"]}), crop=48)
     with pytest.raises(ValueError, match="at least 1"):
         StepSampler(0, 1, 1)
+
+
+# ---- several labels, several scales, resized crops -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scales(tmp_path_factory):
+    from sarfm.data.scales import ScaledScenes
+
+    g = np.random.default_rng(0)
+    hh = g.normal(-14, 3, (320, 300)).astype(np.float32)
+    hh[:40, :60] = np.nan
+    charts = {name: g.integers(0, k + 1, (320, 300)).astype(np.uint8) for name, k in (("sic", 11), ("sod", 6))}
+    charts = {n: (np.where(c == c.max(), 255, c), {k: f"c{k}" for k in range(c.max())}) for n, c in charts.items()}
+    scene = make_scene({"hh": hh, "hv": hh - 8}, units="dB", quantity="sigma0", labels=charts, attrs={"spacing_m": 40})
+    scaled = ScaledScenes({"a": scene, "b": scene}, [2, 4, 8])
+    return write_store(scaled, tmp_path_factory.mktemp("m") / "m.zarr", size=32, progress=False)
+
+
+def ice_crops(scales, crop=24, label=("sic", "sod"), **options):
+    """Draw crops from the store of three scales."""
+    rows = np.arange(len(scales))
+    contract = InputContract.fit(scales, rows, patch_size=8)
+    return CropDataset(scales, rows, contract, crop, list(label), **options)
+
+
+def test_several_labels(scales):
+    crops, one = ice_crops(scales, seed=4), ice_crops(scales, label=["sod"], seed=4)
+    item = crops[3]
+    assert set(item) == {"image", "valid", "mask_sic", "mask_sod", "patch"} and set(one[3]) == set(item) - {"mask_sic"}
+    assert crops.classes["sod"] == [f"c{k}" for k in range(6)] and len(crops.classes["sic"]) == 11
+    assert set(torch.unique(item["mask_sic"]).tolist()) <= {*range(11), IGNORE} and item["mask_sod"].max() == IGNORE
+    single = CropDataset(scales, crops.rows, crops.contract, 24, "sod", seed=4)
+    assert same({**one[3], "mask": 0, "mask_sod": 0}, {**single[3], "mask": 0, "mask_sod": 0})
+    assert torch.equal(one[3]["mask_sod"], single[3]["mask"])
+    with pytest.raises(ValueError, match="has no label 'floe'"):
+        ice_crops(scales, label=["sic", "floe"])
+
+
+def test_every_spacing_is_equally_likely(scales):
+    crops = ice_crops(scales, balance="spacing", seed=1)
+    spacing = scales.index["spacing_m"].to_numpy()
+    assert np.unique(spacing, return_counts=True)[1].tolist() == [50, 18, 8]  # 80, 160 and 320 m
+    drawn = np.array([crops.patch_of(k) for k in range(6000)])
+    shares = np.unique(spacing[drawn], return_counts=True)[1] / 6000
+    assert np.abs(shares - 1 / 3).max() < 0.03
+    assert all(spacing[crops[k]["patch"]] == spacing[drawn[k]] for k in range(300))  # redrawn from the same spacing
+    again = ice_crops(scales, balance="spacing", seed=1)
+    assert all(same(crops[k], again[k]) for k in (5999, 3, 40))
+    with pytest.raises(ValueError, match="balance is 'spacing'"):
+        ice_crops(scales, balance="scale")
+
+
+def test_resized_crops_are_torchs_and_leak_nothing():
+    from sarfm.data.loading import resize_crop
+
+    g = np.random.default_rng(0)
+    for height, width, side in ((20, 31, 24), (40, 40, 24), (13, 13, 32), (7, 60, 16)):
+        image, valid = g.normal(size=(2, height, width)).astype(np.float32), g.random((height, width)) < 0.97
+        classes = {"mask": g.integers(0, 9, (height, width)).astype(np.uint8)}
+        out, kept, labels = resize_crop(np.where(valid, image, np.float32(0)), valid, classes, side)
+        assert out.dtype == np.float32 and out.shape == (2, side, side) and labels["mask"].shape == (side, side)
+        theirs = torch.nn.functional.interpolate(
+            torch.from_numpy(np.where(valid, image, 0))[None], (side, side), mode="bicubic"
+        )[0].numpy()
+        assert np.abs(out - theirs)[:, kept].max() < 5e-5 and (out[:, ~kept] == 0).all()
+        poisoned = np.where(valid, image, np.float32(1e9))  # if anything leaked, it would show
+        assert np.array_equal(resize_crop(poisoned, valid, {}, side)[0], out)
+        nearest = torch.nn.functional.interpolate(
+            torch.from_numpy(classes["mask"])[None, None], (side, side), mode="nearest-exact"
+        )
+        assert np.array_equal(labels["mask"], nearest[0, 0])
+    square = g.normal(size=(2, 16, 16)).astype(np.float32)
+    assert resize_crop(square, np.ones((16, 16), bool), {}, 16)[0] is square
+
+
+def test_resized_windows_have_the_share_of_the_area(scales):
+    crops = ice_crops(scales, resized=(0.2, 0.6), seed=2)
+    windows = [crops._window(k) for k in range(300)]
+    shares = np.array([w.height * w.width / 32**2 for w in windows])
+    assert 0.17 < shares.min() and shares.max() < 0.66 and shares.std() > 0.08
+    assert all(0.7 < w.height / w.width < 1.43 and w.top + w.height <= 32 and w.left + w.width <= 32 for w in windows)
+    item = crops[7]
+    assert item["image"].shape == (2, 24, 24) and item["mask_sod"].shape == item["valid"].shape == (24, 24)
+    assert (item["image"][:, ~item["valid"]] == 0).all()
+    assert same(item, ice_crops(scales, resized=(0.2, 0.6), seed=2)[7])
+    calm = ice_crops(scales, resized=(0.2, 0.6), augment=False)
+    assert np.array_equal(calm[0]["image"], ice_crops(scales, augment=False)[0]["image"])
+    with pytest.raises(ValueError, match="resized is the smallest and largest share"):
+        ice_crops(scales, resized=(0.5, 1.5))
+
+
+def test_min_valid_reaches_the_crops(scales):
+    rows = np.arange(len(scales))
+    split, contract = pd.Series("train", rows), InputContract.fit(scales, rows, patch_size=8)
+    options = dict(crop=24, batch_size=8, steps_per_epoch=30, label=["sic"], balance="spacing", resized=(0.4, 1.0))
+    whole = PatchDataModule(scales, split, contract, min_valid=1.0, **options)
+    assert all(bool(batch["valid"].all()) for batch in whole.train_dataloader())
+    some = PatchDataModule(scales, split, contract, **options)
+    assert not all(bool(batch["valid"].all()) for batch in some.train_dataloader())
+
+
+@pytest.mark.row(16)
+def test_workers_change_nothing_with_all_options(scales):
+    rows = np.arange(len(scales))
+    split = pd.Series(np.where(rows % 3 == 0, "val", "train"))
+    contract = InputContract.fit(scales, rows, patch_size=8)
+    options = dict(crop=24, batch_size=4, steps_per_epoch=6, label=["sic", "sod"], balance="spacing", resized=(0.3, 1))
+    loaders = [
+        PatchDataModule(scales, split, contract, workers=w, seed=3, **options).train_dataloader() for w in (0, 2)
+    ]
+    assert all(same(a, b) for a, b in zip(*loaders, strict=True))

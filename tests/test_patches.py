@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -365,3 +366,135 @@ def test_a_crop_is_read_quickly(tmp_path):
         ours.append(middle - start)
         theirs.append(time.process_time() - middle)
     assert np.median(theirs) > 5 * np.median(ours)
+
+
+# ---- edges, scales, several processes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shifted_patches_are_full_and_restore_the_scene(tmp_path, kind):
+    scene = a_scene(**KINDS[kind])
+    store = write_store({"a": scene}, tmp_path / "s.zarr", size=64, stride=48, edge="shift", progress=False)
+    xr.testing.assert_identical(restore(store, "a"), scene)
+    assert (store.index["height"] == min(64, scene.sizes["y"])).all()
+    assert (store.index["width"] == min(64, scene.sizes["x"])).all()
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
+def test_shifted_windows_cover_everything(length):
+    for stride in (1, 17, 64):
+        starts = window_starts(length, 64, stride, edge="shift")
+        assert starts[0] == 0 and starts[-1] == max(0, length - 64) and len(set(starts)) == len(starts)
+        assert all(0 < b - a <= stride for a, b in pairwise(starts))
+    with pytest.raises(ValueError, match="edge is 'pad'"):
+        window_starts(100, 64, 64, edge="mirror")
+
+
+def test_the_index_says_spacing_and_part(tmp_path):
+    scenes = {"a": a_scene(), "b": a_scene(place="none").assign_attrs(part="test", spacing_m=40.0)}
+    scenes["c"] = a_scene(place="none")
+    index = write_store(scenes, tmp_path / "s.zarr", size=64, progress=False).index.groupby("scene").first()
+    assert index["spacing_m"].tolist()[:2] == [10, 40] and np.isnan(index["spacing_m"]["c"])
+    assert index["part"].tolist() == ["", "test", ""]
+
+
+def test_stores_of_before_keep_their_names_and_plans(tmp_path):
+    """What prepare_store hashes, and what write_store compares, without the arguments that came later."""
+    import hashlib
+
+    from sarfm.data.entries import entry_folder, load_entry
+    from sarfm.data.patches import _sources
+
+    entry, where = load_entry("borneo"), entry_folder("borneo", None)
+    cut = dict(size=64, stride=64, channels=None, times="channels", labels=None)
+    recipe = {"format": 1, **cut, "entry": entry.model_dump(mode="json")}
+    recipe["files"] = _sources(where, [file.path for file in entry.files])
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+    store = prepare_store("borneo", size=64, stride=64, cache=tmp_path, progress=False)
+    assert store.path.name == f"borneo-{key}.zarr"
+    plan = json.loads((store.path / "plan.json").read_text())
+    shared = ["channels", "units", "quantity", "labels", "size", "stride", "spacing_m", "arrays", "slots", "scenes"]
+    assert list(plan) == shared
+    names = {prepare_store("borneo", size=64, stride=64, cache=tmp_path, progress=False, **more).path for more in MORE}
+    assert len(names) == len(MORE) and store.path in names
+
+
+MORE = [{}, {"edge": "shift"}, {"scales": [2]}, {"scales": [2], "average": "db"}, {"scales": [1, 2]}]
+
+
+def many():
+    """Make scenes of several sizes, one of them lazy."""
+    sizes = [(200, 230), (64, 70), (150, 90), (260, 130)]
+    scenes = {f"s{k}": a_scene(*size, place="gcps" if k % 2 else "crs", seed=k) for k, size in enumerate(sizes)}
+    return {**scenes, "s3": scenes["s3"].chunk(y=50)}
+
+
+def test_several_processes_write_the_same_store(tmp_path):
+    from sarfm.data.scales import ScaledScenes
+
+    cut = dict(size=32, edge="shift", progress=False, shard_mb=0.1)
+    for name, scenes in (("plain", many()), ("scales", ScaledScenes(DatedScenes(many()), [2, 3]))):
+        alone = write_store(scenes, tmp_path / f"{name}.zarr", **cut)
+        helped = write_store(scenes, tmp_path / f"{name}-2.zarr", jobs=2, **cut)
+        assert digests(alone.path) == digests(helped.path) and len(alone.index) > 20
+        assert helped.index["scene"].nunique() == len(scenes) and len(helped.verify()) == 0
+
+
+def test_errors_come_from_processes_as_they_are(tmp_path):
+    mixed = {"a": a_scene(), "b": a_scene().sar.to_power()}
+    with pytest.raises(ValueError, match=r"^scene 'b' has units '1', the first scene 'dB'[^\n]*$"):
+        write_store(mixed, tmp_path / "s.zarr", size=64, jobs=2, progress=False)
+    with pytest.raises(ValueError, match=r"^scene '\w+' has no \['hh'\][^\n]*$"):
+        write_store(many() | mixed, tmp_path / "s.zarr", size=64, jobs=2, channels=["hh"], progress=False)
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        write_store(many(), tmp_path / "s.zarr", jobs=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+SLOW = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from collections.abc import Mapping
+from test_patches import many
+from sarfm.data.patches import write_store
+
+class Slow(Mapping):
+    def __init__(self): self.scenes = many()
+    def __getitem__(self, name): time.sleep(0.3); return self.scenes[name]
+    def __iter__(self): return iter(self.scenes)
+    def __len__(self): return len(self.scenes)
+
+if __name__ == "__main__":
+    write_store(Slow(), {path!r}, size=32, stride=16, edge="shift", progress=False, shard_mb=0.05, jobs=2)
+"""
+
+
+@pytest.mark.row(3)
+def test_killed_with_its_processes_and_continued(tmp_path):
+    """kill -9 the master: its processes leave, nothing opens, and what continues equals what one process writes."""
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    path = tmp_path / "s.zarr"
+    script = SLOW.format(tests=str(Path(__file__).parent), path=str(path))
+    master = subprocess.Popen([sys.executable, "-c", script])
+    shards = lambda: [p for p in (tmp_path / "s.zarr.partial" / "image").rglob("0") if p.is_file()]
+    while len(shards()) < 3:
+        assert master.poll() is None
+        time.sleep(0.005)
+    children = [int(p) for p in Path(f"/proc/{master.pid}/task/{master.pid}/children").read_text().split()]
+    os.kill(master.pid, signal.SIGKILL)
+    master.wait()
+    with pytest.raises(ValueError, match="incomplete"):
+        open_store(path)
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline, "a process went on without its master"
+        time.sleep(0.05)
+    cut = dict(size=32, stride=16, edge="shift", progress=False, shard_mb=0.05)
+    kept = {p: p.stat().st_mtime_ns for p in shards()}
+    continued = write_store(many(), path, jobs=2, **cut)
+    assert all((path / p.relative_to(tmp_path / "s.zarr.partial")).stat().st_mtime_ns == t for p, t in kept.items())
+    assert digests(continued.path) == digests(write_store(many(), tmp_path / "alone.zarr", **cut).path)
+    assert len(kept) >= 3 and len(continued.verify()) == 0

@@ -1,6 +1,12 @@
 """Whole scenes: seams, borders, holes, memory, nested masks, units."""
 
 import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +16,10 @@ from torch import nn
 
 from sarfm.data.contract import InputContract
 from sarfm.data.scenes import make_scene
-from sarfm.evaluation.predict import predict_bands, predict_scene, reconstruct_scene, tile_scores, tile_starts
+from sarfm.evaluation import predict
+from sarfm.evaluation.predict import open_prediction, predict_bands, predict_file, predict_scene, reconstruct_scene
+from sarfm.evaluation.predict import tile_scores, tile_starts
+from sarfm.files import CorruptData, StoreLocked, lock
 from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
 
@@ -228,3 +237,160 @@ def test_refusals():
         reconstruct_scene(mae(), contract(), one, 1.0)
     with pytest.raises(ValueError, match="hh"):
         predict_scene(Pixelwise(), contract(channels=["hh", "vh"]), one)
+
+
+# ---- several charts, strides, files ----------------------------------------------------------------------------------
+
+
+class Charts(nn.Module):
+    """Three charts by the value of the pixel alone, the concentration by regression."""
+
+    tasks, regression = {"sic": 11, "sod": 6, "floe": 7}, ("sic",)
+
+    def forward(self, image, valid):
+        ramp = image[:, :1] * torch.linspace(-2, 2, 7).reshape(1, 7, 1, 1)
+        return {"sic": 6 * image[:, :1], "sod": ramp[:, :6], "floe": ramp.flip(1)}
+
+
+def swath(height=70, width=90, **options):
+    rows, columns = (
+        v.ravel() for v in np.meshgrid(np.linspace(0, height, 5), np.linspace(0, width, 5), indexing="ij")
+    )
+    gcps = np.stack([rows, columns, -40 + columns / 200, 87 - rows / 3000], axis=1)
+    one = scene(height, width, **options)
+    return one.assign_coords({f"gcp_{n}": ("gcp", v) for n, v in zip(("row", "col", "lon", "lat"), gcps.T, strict=True)})
+
+
+@pytest.mark.parametrize("stride_px", [32, 20, 9])
+def test_charts_are_those_of_the_whole_scene(stride_px):
+    one = scene()
+    image, valid = contract().apply(one)
+    whole = {name: said[0] for name, said in Charts()(image[None], valid[None]).items()}
+    found = predict_scene(Charts(), contract(), one, stride_px=stride_px, batch=3)
+    assert list(found) == ["sic", "sod", "floe", "estimate_sic", "probability_sod", "probability_floe"]
+    for name in ("sod", "floe"):
+        np.testing.assert_array_equal(found[name], np.where(valid, whole[name].argmax(0), 255))
+        said = found[f"probability_{name}"].values
+        np.testing.assert_allclose(said[valid], whole[name].softmax(0).max(0).values[valid], rtol=1e-4)
+        assert np.isnan(said[~valid]).all() and said.dtype == np.float32
+    estimate = found["estimate_sic"].values
+    np.testing.assert_allclose(estimate[valid], whole["sic"][0][valid], atol=1e-4)
+    expected = np.where(valid, np.clip(np.round(np.nan_to_num(estimate)), 0, 10), 255)
+    np.testing.assert_array_equal(found["sic"], expected)
+    assert {found[n].dtype for n in Charts.tasks} == {np.dtype("uint8")} and set(np.unique(expected)) >= {0, 10, 255}
+    assert np.isnan(estimate[~valid]).all()
+
+
+def test_charts_have_names_and_colours():
+    found = predict_scene(Charts(), contract(), scene(), classes={"floe": list("abcdefg")})
+    assert found["sod"].attrs["flag_meanings"].split()[-1] == "old_ice" and found["floe"].attrs["flag_meanings"][0] == "a"
+    for name, count in Charts.tasks.items():
+        assert found[name].attrs["flag_values"].tolist() == list(range(count))
+        assert len(found[name].attrs["flag_colors"].split()) == count and found[name].attrs["_FillValue"] == 255
+    for wrong in (["a", "b"], {"sod": ["a"]}, {"other": ["a"]}):
+        with pytest.raises(ValueError, match="names"):
+            predict_scene(Charts(), contract(), scene(), classes=wrong)
+    empty = scene(40, 40, hole=False)
+    for name in ("vv", "vh"):
+        empty[name][:] = np.nan
+    assert (predict_scene(Charts(), contract(), empty)["sic"] == 255).all()
+
+
+def test_answers_must_be_those_that_were_announced():
+    model = Charts()
+    model.tasks = {"sic": 11}
+    with pytest.raises(ValueError, match="`tasks`"):
+        predict_scene(model, contract(), scene())
+    with pytest.raises(ValueError, match="stride_px"):
+        predict_scene(Charts(), contract(), scene(), stride_px=33)
+
+
+@pytest.mark.parametrize("model", [Pixelwise(), Charts()], ids=["one", "charts"])
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("strip", [48, 6144])
+def test_a_file_holds_what_a_dataset_would(tmp_path, monkeypatch, model, lazy, strip):
+    monkeypatch.setattr(predict, "CHUNK", (16, 24))
+    monkeypatch.setattr(predict, "STRIP", strip)
+    one = swath().assign_attrs(sensor="Sentinel-1", time="2019-04-30T10:18:30", spacing_m=40.0)
+    given = one.chunk(y=25, x=40) if lazy else one
+    path = predict_file(model, contract(), given, tmp_path / "one.zarr", stride_px=11)
+    held, expected = open_prediction(path), predict_scene(model, contract(), one, stride_px=11)
+    if strip < 90:  # tiles come in other batches, which may round otherwise
+        xr.testing.assert_allclose(held.load(), expected, rtol=1e-5)
+        assert all(held[name].equals(expected[name]) for name in held if held[name].dtype == np.uint8)
+    else:
+        xr.testing.assert_identical(held.load(), expected)
+    assert held.dtypes == expected.dtypes and list(held) == list(expected)
+    assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.lock"))
+    with pytest.raises(FileExistsError, match="remove it"):
+        predict_file(model, contract(), one, path)
+
+
+def test_a_prediction_that_was_killed_has_no_name(tmp_path):
+    code = """
+        import sys, time, torch
+        sys.path.insert(0, sys.argv[1])
+        from test_predict import Pixelwise, contract, predict_file, scene
+        class Slow(Pixelwise):
+            def forward(self, image, valid):
+                print("tile", flush=True)
+                time.sleep(0.05)
+                return super().forward(image, valid)
+        predict_file(Slow(), contract(), scene(600, 90), sys.argv[2])
+    """
+    path = tmp_path / "one.zarr"
+    arguments = [sys.executable, "-c", textwrap.dedent(code), str(Path(__file__).parent), str(path)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as child:
+        for _ in range(25):
+            child.stdout.readline()
+        os.kill(child.pid, signal.SIGKILL)
+    assert not path.exists() and list(tmp_path.glob("*.partial"))
+    with pytest.raises(FileNotFoundError, match="not finished"):
+        open_prediction(path)
+    predict_file(Pixelwise(), contract(), scene(600, 90), path)
+    xr.testing.assert_identical(open_prediction(path).load(), predict_scene(Pixelwise(), contract(), scene(600, 90)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.zarr"]
+
+
+def test_damage_to_a_predicted_store_is_named(tmp_path):
+    path = predict_file(Pixelwise(), contract(), scene(), tmp_path / "one.zarr")
+    chunk = path / "probability" / "c" / "0" / "0"
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    with pytest.raises(ValueError, match="(?i)crc|checksum"):
+        open_prediction(path).load()
+    chunk.unlink()
+    with pytest.raises(CorruptData, match="'probability'.*missing"):
+        open_prediction(path)
+    with lock(tmp_path / "two.zarr"), pytest.raises(StoreLocked):
+        predict_file(Pixelwise(), contract(), scene(), tmp_path / "two.zarr")
+
+
+def test_a_failed_prediction_leaves_nothing(tmp_path):
+    class Breaks(Pixelwise):
+        def forward(self, image, valid):
+            if self.tiles > 6:
+                raise RuntimeError("out of memory")
+            return super().forward(image, valid)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        predict_file(Breaks(), contract(), scene(), tmp_path / "one.zarr", batch=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_of_a_lazy_scene_are_read_about_once():
+    import dask.array as da
+
+    read = []
+
+    def block(block_info=None):
+        rows, columns = block_info[None]["array-location"]
+        read.append(rows)
+        return np.full((rows[1] - rows[0], columns[1] - columns[0]), -12, np.float32)
+
+    chunks = ((64,) * 8, (64,))
+    lazy = da.map_blocks(block, chunks=chunks, dtype=np.float32, meta=np.empty((0, 0), np.float32))
+    one = make_scene({"vv": lazy, "vh": lazy}, units="dB", quantity="gamma0")
+    found = predict_scene(Pixelwise(), contract(), one, stride_px=3)
+    assert (found["prediction"] == found["prediction"][0, 0]).all() and len(read) <= 4 * 8

@@ -152,7 +152,8 @@ def start(toy, out, seconds=0.3, steps=12):
     """Start the toy as the command line does, in a process of its own."""
     pairs = ["-p", f"seconds={seconds}", "-p", f"steps={steps}", "--out", str(out)]
     command = [sys.executable, "-c", "from sarfm.cli import main; raise SystemExit(main())", "run", str(toy), *pairs]
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores Ctrl-C, and so do its children
+    # a background job of a shell ignores Ctrl-C, and so do the processes that it starts
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
 
 
@@ -320,6 +321,15 @@ def test_runs_come_before_those_that_need_them(toy, tmp_path):
     assert first.stat().st_mtime_ns == before
 
 
+def test_a_last_run_may_report_on_the_whole_sweep(toy, tmp_path):
+    text = (
+        'first:\n  start: {notebook: TOY, parameters: {steps: 1}}\nnotebook: TOY\nparameters: {steps: 1, text: "@"}\n'
+    )
+    table = run_sweep(sweep_file(toy, tmp_path, text), tmp_path / "out", progress=False)
+    assert list(table["status"]) == ["done"] and list(table["text"]) == [str(tmp_path / "out")]
+    assert (tmp_path / "out/toy/run.json").exists() and (tmp_path / "out/start/run.json").exists()
+
+
 def test_a_failed_run_holds_up_only_those_that_need_it(toy, tmp_path):
     text = STAGED.replace("sweep: {ratio: [0.25, 0.5]}", "sweep: {fail: [false, true]}")
     table = run_sweep(sweep_file(toy, tmp_path, text), tmp_path / "out", progress=False)
@@ -352,7 +362,7 @@ def test_lists_of_words_name_folders_plainly(toy, tmp_path):
 
 def test_sweeps_that_come_with_sarfm_are_sound():
     files = sorted(notebook_path("pretrain").parent.glob("sweeps/*.yaml"))
-    assert files and all(len(read_sweep(path).runs) > 1 for path in files)
+    assert files and all(len([*read_sweep(path).first, *read_sweep(path).runs]) > 1 for path in files)
     assert any(read_sweep(path).first for path in files)
 
 

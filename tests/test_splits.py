@@ -8,8 +8,11 @@ import pytest
 
 from sarfm.data.splits import (
     assert_disjoint,
+    balanced_order,
+    label_counts,
     label_subset,
     make_split,
+    protocol_lists,
     split_by_block,
     split_by_region,
     split_by_scene,
@@ -112,3 +115,161 @@ def test_make_split_knows_its_kinds_and_refuses_empty_parts():
         label_subset(an_index(), [1], 0)
     with pytest.raises(ValueError, match="axis is"):
         split_by_region(an_index(), axis="time")
+
+
+# ---- scales and lists ----------------------------------------------------------------------------------------------
+
+
+def several_scales(scenes=4, factors=(2, 3, 5), height=1000, width=1303, size=32):
+    """Lay out patches of scenes at several scales."""
+    tables = []
+    for factor in factors:
+        table = an_index(scenes, height // factor, width // factor, size, size // 2)
+        tables.append(table.assign(scene=table["scene"] + f"@{factor}x"))
+    index = pd.concat(tables, ignore_index=True)
+    index["patch"] = np.arange(len(index))
+    return index
+
+
+def test_scales_of_a_place_stay_together():
+    index = several_scales()
+    place = index["scene"].str.split("@").str[0]
+    for split in (split_by_scene(index), split_by_block(index, blocks=4)):
+        assert (split.groupby(place).nunique() == 1).all()
+        assert_disjoint(index, split)
+    for axis in "xy":
+        for gap in (0, 7):
+            region = split_by_region(index, axis=axis, gap_px=gap)
+            assert set(region) == {"train", "val", "test", ""}
+            assert_disjoint(index, region)
+
+
+def test_a_leak_between_scales_is_found():
+    index = several_scales(1)
+    by_scale = index["scene"].map({"0000@2x": "train", "0000@3x": "", "0000@5x": "test"})
+    with pytest.raises(ValueError, match="share pixels"):
+        assert_disjoint(index, by_scale)
+    fine = (index["scene"] == "0000@2x") & ((index["col"] + 32) * 2 <= 300)
+    coarse = (index["scene"] == "0000@5x") & (index["col"] * 5 >= 300)  # to the right of them, though col is smaller
+    assert_disjoint(index, pd.Series(np.select([fine, coarse], ["train", "test"], "")))
+    coarse = (index["scene"] == "0000@5x") & (index["col"] * 5 >= 200)
+    with pytest.raises(ValueError, match="share pixels"):
+        assert_disjoint(index, pd.Series(np.select([fine, coarse], ["train", "test"], "")))
+
+
+def ice_index(train=513, test=20, factors=(2, 5)):
+    """List scenes as AI4Arctic names them, at two scales."""
+    names = [f"2019{k:04d}T101830_{'cis' if k % 8 < 3 else 'dmi'}" for k in range(train + test)]
+    parts = ["train"] * train + ["test"] * test
+    return pd.DataFrame(
+        [(f"{n}@{f}x", p) for n, p in zip(names, parts, strict=True) for f in factors], columns=["scene", "part"]
+    )
+
+
+def ice_counts(index, seed=0):
+    """Make up how many pixels of each class each scene holds."""
+    places = sorted(set(index["scene"].str.split("@").str[0]))
+    columns = [(chart, code) for chart, n in (("sic", 11), ("sod", 6), ("floe", 7)) for code in range(n)]
+    g = np.random.default_rng(seed)
+    counts = g.poisson(np.exp(3 * g.normal(size=(len(places), 24)) - np.arange(24) % 7))
+    return pd.DataFrame(counts, places, pd.MultiIndex.from_tuples(columns, names=["label", "code"]))
+
+
+def test_lists_have_the_numbers_of_the_paper():
+    index = ice_index()
+    lists = protocol_lists(index, ice_counts(index))
+    sizes = {name: len(scenes) for name, scenes in lists.items()}
+    assert (sizes["train_100"], sizes["val"], sizes["test"]) == (493, 20, 20)
+    assert [sizes[f"pretrain_{p}"] for p in (20, 40, 60, 80)] == [98, 197, 295, 394]
+    assert [sizes[f"finetune_{p}"] for p in (20, 40, 60, 80)] == [98, 197, 295, 394]
+    assert [sizes[f"finetune_{p}"] for p in ("01", "05", "10")] == [6, 24, 51]
+    assert [sizes[f"pretrain_{p}"] for p in (99, 95, 90)] == [487, 469, 442]
+    assert sum(name.endswith("cis") for name in lists["val"]) == 10
+    order = sorted(lists["train_100"])
+    np.random.seed(0)
+    np.random.shuffle(order)
+    assert lists["pretrain_40"] == order[:197] and lists["finetune_60"] == order[-295:]
+    for x in (20, 40, 60, 80):
+        assert not set(lists[f"pretrain_{100 - x}"]) & set(lists[f"finetune_{x}"])
+    assert len({*lists["pretrain_80"], *lists["finetune_20"]}) == 492  # one of 493 stays unused
+    for small, large in pairwise(["finetune_20", "finetune_40", "finetune_60", "finetune_80", "train_100"]):
+        assert set(lists[small]) < set(lists[large])
+    for small, large in pairwise(["finetune_01", "finetune_05", "finetune_10", "train_100"]):
+        assert set(lists[small]) < set(lists[large])
+    for few in (1, 5, 10):
+        pair = lists[f"finetune_{few:02d}"] + lists[f"pretrain_{100 - few}"]
+        assert sorted(pair) == lists["train_100"]
+    for x, y in ((50, 50), (80, 20), (90, 10), (95, 5)):
+        pair = lists[f"system1_pretrain_{x}"] + lists[f"system1_finetune_{y:02d}"]
+        assert sorted(pair) == lists["train_100"]
+    used = set(lists["train_100"])
+    assert not used & set(lists["val"]) and not used & set(lists["test"]) and not set(lists["val"]) & set(lists["test"])
+    assert lists == protocol_lists(index.sample(frac=1, random_state=1), ice_counts(index))
+
+
+def test_lists_of_few_scenes_and_validation_of_ones_own():
+    index = ice_index(24, 6)
+    lists = protocol_lists(index, ice_counts(index))
+    assert len(lists["val"]) == 2 and {n[-3:] for n in lists["val"]} == {"cis", "dmi"} and len(lists["test"]) == 6
+    assert len(lists["finetune_01"]) == 3 and len(lists["finetune_20"]) == 4
+    own = sorted(lists["train_100"])[:5]
+    assert protocol_lists(index, val=own)["val"] == own and "finetune_01" not in protocol_lists(index)
+    assert protocol_lists(index, val=0)["val"] == []
+    with pytest.raises(ValueError, match="aren't there, or are for testing"):
+        protocol_lists(index, val=lists["test"][:1])
+    with pytest.raises(ValueError, match="scenes to train on"):
+        protocol_lists(index, val=24)
+
+
+def test_balance_finds_what_is_rare():
+    index = ice_index(100, 0)
+    counts = ice_counts(index) * 0 + 1
+    rare = counts.index[37]
+    counts.loc[rare, ("sod", 5)] = 1000
+    counts[("floe", 3)] = 0  # nobody has it
+    order = balanced_order(counts, list(counts.index), 10)
+    assert len(order) == len(set(order)) == 12  # whole rounds of three
+    assert balanced_order(counts, list(counts.index), 4) == order[:6]
+    counts[("sod", 5)] = 0
+    counts.loc[rare, ("sod", 5)] = 1
+    assert rare in balanced_order(counts, list(counts.index), 6)
+    assert len(balanced_order(counts, list(counts.index), 1000)) == 100
+
+
+def test_labels_are_counted_once_at_the_coarsest_scale(tmp_path):
+    from sarfm.data.patches import write_store
+    from sarfm.data.scales import ScaledScenes, downscale
+    from sarfm.data.scenes import make_scene
+
+    g = np.random.default_rng(0)
+    values = g.normal(-12, 3, (2, 200, 170)).astype(np.float32)
+    values[0, :30, :40] = np.nan
+    codes = g.choice(np.array([0, 1, 7, 255], np.uint8), (200, 170))
+    labels = {"sod": (codes, {0: "water", 1: "new ice", 7: "old ice"}), "snow": (codes // 2, {0: "no", 3: "yes"})}
+    scene = make_scene({"hh": values[0], "hv": values[1]}, units="dB", quantity="sigma0", labels=labels)
+    store = write_store(
+        ScaledScenes({"a": scene, "b": scene}, [2, 3]), tmp_path / "s.zarr", size=32, stride=20, edge="shift",
+        progress=False,
+    )  # fmt: skip
+    counts, coarse = label_counts(store), downscale(scene, 3)
+    seen = coarse["sod"].to_numpy()[coarse["valid"].to_numpy()]
+    assert counts["sod"].loc["b"].to_dict() == {c: int((seen == c).sum()) for c in (0, 1, 7)}
+    assert list(counts.index) == ["a", "b"] and list(counts["snow"].columns) == [0, 3]
+    assert list(label_counts(store, ["snow"]).columns) == [("snow", 0), ("snow", 3)]
+    with pytest.raises(ValueError, match=r"has no labels \['floe'\]; it holds \['sod', 'snow'\]"):
+        label_counts(store, ["floe"])
+
+
+def test_split_by_list():
+    index = several_scales(10)
+    lists = {"few": ["0003"], "val": ["0005"], "test": ["0008", "0009"]}
+    split = make_split(index, "list", lists=lists, train_list="few")
+    assert set(index["scene"][split == "train"]) == {"0003@2x", "0003@3x", "0003@5x"}
+    assert split[split != ""].nunique() == 3 and (split[index["scene"] == "0000@2x"] == "").all()
+    assert set(make_split(index, "list", lists={"few": ["0003"]}, train_list="few")) == {"train", ""}
+    with pytest.raises(ValueError, match=r"no list 'many'; there are \['few', 'test', 'val'\]"):
+        make_split(index, "list", lists=lists, train_list="many")
+    with pytest.raises(ValueError, match="few and test share 1 scenes"):
+        make_split(index, "list", lists=lists | {"few": ["0003", "0008"]}, train_list="few")
+    with pytest.raises(ValueError, match="1 listed scenes aren't in the store"):
+        make_split(index, "list", lists=lists | {"val": ["0077"]}, train_list="few")

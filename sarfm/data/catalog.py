@@ -29,7 +29,25 @@ def _pattern(
     parts = re.split(r"\{(\w+)\}", text)
     return re.compile("".join(f"(?P<{p}>{groups[p]})" if i % 2 else re.escape(p) for i, p in enumerate(parts)))
 
-# %% ../../nbs/11_data.catalog.ipynb #2fc7a031
+# %% ../../nbs/11_data.catalog.ipynb #5b4c713f
+def _parts(
+    entry: Entry,  # a readable entry
+    pattern: re.Pattern,  # of `_pattern`
+    name: str,  # of a file, below the folder
+) -> dict[str, str] | None:  # scene, time, polarisation; None where the file is no part of the data set
+    """Match the name of one file."""
+    if entry.read.reader == "files":
+        match = pattern.fullmatch(name)
+        return match and match.groupdict()
+    from sarfm.data.ai4arctic import parse_name
+
+    file = name.rsplit("/")[-1]
+    try:
+        return {"scene": parse_name(file).scene, "time": name} if pattern.fullmatch(file) else None
+    except ValueError:
+        return None
+
+
 def find_scenes(
     entry: Entry,  # a readable entry
     folder: str | Path,  # where its files are
@@ -40,8 +58,7 @@ def find_scenes(
     pattern, found = _pattern(entry.read.scenes, entry.read.times), {}
     for path in Path(folder).rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if match := pattern.fullmatch(name):
-            parts = match.groupdict()
+        if (parts := _parts(entry, pattern, name)) is not None:
             key = parts.get("time") or "", (parts.get("polarisation") or "").lower()
             files = found.setdefault(parts.get("scene") or entry.id, {})
             try:
@@ -98,7 +115,24 @@ def _attach_label(
     flags = {"flag_values": np.array(list(classes), recoded.dtype), "flag_meanings": meanings}
     scene[name] = (("y", "x"), recoded, {"long_name": entry.labels[name].description, **flags})
 
-# %% ../../nbs/11_data.catalog.ipynb #cce90079
+# %% ../../nbs/11_data.catalog.ipynb #34355fb3
+def _open_ai4arctic_scene(
+    entry: Entry,  # a readable entry
+    name: str,  # of the scene
+    paths: list[Path],  # its files: one
+) -> Any:  # a Scene, lazy
+    """Open a scene of AI4Arctic with the entry's terms."""
+    from sarfm.data.ai4arctic import open_ai4arctic
+    from sarfm.data.truth import attach_truth
+
+    if len(paths) > 1:
+        raise ValueError(f"{entry.id}: {name} is in {len(paths)} files, {sorted(map(str, paths))}; keep one of them")
+    scene = attach_truth(open_ai4arctic(paths[0], chunks=2048), paths[0])
+    stated = {"title": entry.title, "licence": entry.license, "attribution": entry.attribution}
+    scene = scene if "simulated" in scene.attrs else scene.assign_attrs(stated)
+    return scene.load() if scene.hh.size <= 5000**2 else scene  # a small scene is read faster in one go
+
+
 def _open_entry_scene(
     entry: Entry,  # a readable entry
     folder: Path,  # where its files are
@@ -106,6 +140,8 @@ def _open_entry_scene(
     files: dict[tuple[str, str], Path],  # (time, polarisation) to file
 ) -> Any:  # a Scene
     """Open one scene with its labels and provenance."""
+    if entry.read.reader == "ai4arctic":
+        return _open_ai4arctic_scene(entry, name, list(files.values()))
     from sarfm.data.scenes import open_scene
 
     read = entry.read

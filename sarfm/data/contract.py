@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['streaming_statistics', 'InputContract']
 
-# %% ../../nbs/22_data.contract.ipynb #04729dd8
+# %% ../../nbs/22_data.contract.ipynb #34769897
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,7 +39,7 @@ def streaming_statistics(
         count = total
     return mean, np.sqrt(squares / max(count, 1)), count
 
-# %% ../../nbs/22_data.contract.ipynb #5ed344e7
+# %% ../../nbs/22_data.contract.ipynb #02dc8b25
 def _problems(
     contract: "InputContract",  # what the model takes
     scene: xr.Dataset,  # a Scene
@@ -60,11 +61,23 @@ def _problems(
                 f"{name} is {quantity}, the model takes {contract.quantity}; calibrate it to {contract.quantity}"
             )
     spacing = spacing_m(scene)
-    if spacing and contract.spacing_m and abs(spacing / contract.spacing_m - 1) > strict_spacing:
-        found.append(
-            f"its pixels are {spacing:.4g} m, the model's {contract.spacing_m:.4g} m; resample or multilook it"
-        )
+    if spacing and (finest := contract.spacing_m):
+        coarsest = contract.spacing_max_m or finest
+        if not finest * (1 - strict_spacing) <= spacing <= coarsest * (1 + strict_spacing):
+            theirs = f"{finest:.4g} m" if coarsest == finest else f"{finest:.4g} to {coarsest:.4g} m"
+            found.append(f"its pixels are {spacing:.4g} m, the model's {theirs}; resample or multilook it")
     return found
+
+
+def _spacings(
+    store: PatchStore,  # where the patches are
+    rows: np.ndarray | list[int],  # patches of the training part
+) -> dict[str, float | None]:  # spacing_m, and spacing_max_m where there are several scales
+    """Tell one pixel spacing, or the finest and the coarsest of a store with several scales."""
+    stated = store.index["spacing_m"].iloc[list(rows)].dropna() if "spacing_m" in store.index else []
+    if len(stated) and stated.max() > 1.25 * stated.min():
+        return {"spacing_m": float(stated.min()), "spacing_max_m": float(stated.max())}
+    return {"spacing_m": store.spacing_m}
 
 
 def _columns(
@@ -81,7 +94,7 @@ def _columns(
 
     return torch.from_numpy(column).to(like.device, like.dtype)
 
-# %% ../../nbs/22_data.contract.ipynb #6104ce2c
+# %% ../../nbs/22_data.contract.ipynb #f4201871
 class InputContract(BaseModel):
     """State what a model's input is: channels, unit, clip, scale, spacing."""
 
@@ -93,7 +106,8 @@ class InputContract(BaseModel):
     clip: tuple[float, float] | None = None  # limits in that unit, applied before scaling
     mean: list[float]  # of each channel, in that unit, after clipping
     std: list[float]  # of each channel, in that unit, after clipping
-    spacing_m: float | None = None  # metres per pixel; None when the data do not say
+    spacing_m: float | None = None  # metres per pixel, of the finest scale; None when the data do not say
+    spacing_max_m: float | None = None  # metres per pixel of the coarsest scale; None for one scale
     patch_size: int = Field(ge=1)  # side of a token of the encoder, px
     crop_px: int | None = Field(default=None, ge=1)  # side of the training crops, the tile of whole-scene work
 
@@ -105,6 +119,10 @@ class InputContract(BaseModel):
             raise ValueError(f"expected finite means and positive std of {self.channels}; got {self.mean}, {self.std}")
         if self.clip is not None and not self.clip[0] < self.clip[1]:
             raise ValueError(f"clip is (lower, upper) in {self.units}; got {self.clip}")
+        if self.spacing_max_m is not None and not (self.spacing_m or np.inf) <= self.spacing_max_m:
+            raise ValueError(
+                f"expected spacing_m <= spacing_max_m, in m; got {self.spacing_m} and {self.spacing_max_m}"
+            )
         return self
 
     @classmethod
@@ -115,16 +133,23 @@ class InputContract(BaseModel):
         patch_size: int,  # side of a token, px
         clip: tuple[float, float] | None = None,  # limits in the store's unit, applied before scaling
         crop_px: int | None = None,  # side of the training crops, px
+        mean: Sequence[float] | None = None,  # of each channel, where it is a fixed constant; goes with `std`
+        std: Sequence[float] | None = None,  # of each channel, where it is a fixed constant
     ) -> "InputContract":
-        """Take mean and standard deviation from the valid pixels of the training patches."""
-        mean, std, count = streaming_statistics(store, rows, clip)
-        if count == 0 or not (std > 0).all():
+        """Take mean and standard deviation from the valid pixels of the training patches, unless they are given."""
+        if (mean is None) != (std is None):
+            raise ValueError(f"expected mean and std together, or neither; got mean={mean}, std={std}")
+        count = 0
+        if mean is None:
+            mean, std, count = streaming_statistics(store, rows, clip)
+        mean, std = np.asarray(mean, float), np.asarray(std, float)
+        if not (std > 0).all():
             raise ValueError(
                 f"{store.path}: expected training patches with varying valid pixels; got {count} pixels, std {std}"
             )
         return cls(
             channels=list(store.channels), quantity=store.quantity, units=store.units, clip=clip, mean=mean.tolist(),
-            std=std.tolist(), spacing_m=store.spacing_m, patch_size=patch_size, crop_px=crop_px,
+            std=std.tolist(), patch_size=patch_size, crop_px=crop_px, **_spacings(store, rows),
         )  # fmt: skip
 
     def normalise(

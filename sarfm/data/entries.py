@@ -55,7 +55,7 @@ class Link(_Strict):
     href: HttpUrl  # address
     title: str | None = None  # shown instead of the address
 
-# %% ../../nbs/05_data.entries.ipynb #a870081e
+# %% ../../nbs/05_data.entries.ipynb #beff69e8
 class File(_Strict):
     """Describe one file of the data set."""
 
@@ -97,11 +97,12 @@ class Label(_Strict):
     description: str  # what was labelled, by whom, from what
     classes: dict[int, LabelClass]  # by code
 
-# %% ../../nbs/05_data.entries.ipynb #59223f57
+# %% ../../nbs/05_data.entries.ipynb #e40e49cf
 class Read(_Strict):
     """Say how files become Scenes."""
 
     scenes: RelativePath  # pattern with {scene}, {polarisation}, {time}
+    reader: Literal["files", "ai4arctic"] = "files"  # who opens them: `open_scene`, or `open_ai4arctic`
     labels: dict[Identifier, RelativePath] = {}  # label to pattern with {scene}
     recode: dict[Identifier, dict[int, int]] = {}  # label to {code in the file: code in the entry}
     polarisations: list[Polarisation] | None = None  # of the bands, in order
@@ -123,9 +124,13 @@ class Read(_Strict):
                 )
         if "{time}" in self.scenes and not self.times:
             raise ValueError(f"pattern {self.scenes!r} holds {{time}}, so times must list its values in order")
+        if self.reader != "files" and (more := self.model_fields_set - {"scenes", "reader"}):
+            raise ValueError(
+                f"the reader {self.reader!r} needs nothing but the pattern scenes; leave out {sorted(more)}"
+            )
         return self
 
-# %% ../../nbs/05_data.entries.ipynb #fa68a75f
+# %% ../../nbs/05_data.entries.ipynb #0cc7d8b8
 class Entry(_Strict):
     """Describe a data set (fields of a STAC Collection where they exist)."""
 
@@ -179,7 +184,7 @@ def data_folder() -> Path:  # SARFM_DATA, or the platform's data folder
 
     return user_data_path("sarfm", appauthor=False)
 
-# %% ../../nbs/05_data.entries.ipynb #6a6f3982
+# %% ../../nbs/05_data.entries.ipynb #c524d5b3
 def catalog_names(
     folder: str | Path | None = None,  # a folder of YAML files; sarfm's own when None
 ) -> list[str]:  # sorted

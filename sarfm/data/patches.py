@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = ['fingerprint', 'write_store', 'prepare_store']
 
-# %% ../../nbs/20_data.patches.ipynb #7e286c4c
+# %% ../../nbs/20_data.patches.ipynb #bb1803cf
 import hashlib
+import itertools
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +23,25 @@ import pandas as pd
 import xarray as xr
 
 from .entries import data_folder, entry_folder, load_entry
+from .scales import ScaledScenes
 from .scenes import channel_names, check_scene, flag_meanings, label_names, polarisation_names, spacing_m
 from .shards import map_shard, read_chunk, shard_file, write_shard
 from .store import FORMAT, MANIFEST, PatchStore, describe, open_store, partial_path
 from .store import restore as restore  # part of this module's interface
 from .windows import DatedScenes, cut_band, patch_index
 from ..files import CorruptData, atomic_path, lock, read_json, sha256, write_json
+from ..processes import in_processes, processes
 
-# %% ../../nbs/20_data.patches.ipynb #89b63e87
+# %% ../../nbs/20_data.patches.ipynb #7075186e
 def fingerprint(
     scene: xr.Dataset,  # a Scene
 ) -> str:  # 64 hexadecimal digits
     """Hash a scene: its description and its pixels, of a lazy scene only the middle row."""
     digest = hashlib.sha256(json.dumps(describe(scene), sort_keys=True, default=str).encode())
-    for variable in scene.data_vars.values():
-        sample = variable if variable.chunks is None else variable.isel(y=scene.sizes["y"] // 2)
-        digest.update(np.ascontiguousarray(sample.to_numpy()).tobytes())
+    lazy = [name for name, variable in scene.data_vars.items() if variable.chunks is not None]
+    middle = scene[lazy].isel(y=scene.sizes["y"] // 2, missing_dims="ignore").load() if lazy else scene
+    for name, variable in scene.data_vars.items():
+        digest.update(np.ascontiguousarray((middle[name] if name in lazy else variable).to_numpy()).tobytes())
     return digest.hexdigest()
 
 
@@ -52,7 +58,8 @@ def _kind(
         raise ValueError(f"scene {name!r} has no {missing}; it holds {held}. Choose channels it has, or another scene")
     if missing := [label for label in labels if label not in named]:
         raise ValueError(f"scene {name!r} has no label {missing}; it holds {named}. Choose labels it has, or labels=[]")
-    observed = [p for p in polarisation_names(scene) if (scene["valid"] & ~np.isfinite(scene[p])).any()]
+    lazy = any(scene[name].chunks is not None for name in ("valid", *polarisation_names(scene)))
+    observed = [p for p in polarisation_names(scene) if not lazy and (scene["valid"] & ~np.isfinite(scene[p])).any()]
     if observed:
         raise ValueError(
             f"scene {name!r}: valid is True where {observed} are not finite; recompute valid, or use make_scene"
@@ -67,7 +74,7 @@ def _kind(
         "dates": scene.sizes.get("time", 0),
     }
 
-# %% ../../nbs/20_data.patches.ipynb #c04c78d3
+# %% ../../nbs/20_data.patches.ipynb #28c6be71
 def _arrays(
     kind: dict[str, Any],  # as `_kind` states
     size: int,  # patch side, px
@@ -79,43 +86,48 @@ def _arrays(
     return arrays | {f"label_{label}": [dtype, [size, size]] for label, dtype in kind["label_types"].items()}
 
 
-def _plan(
+def _look(
     scenes: Mapping[str, xr.Dataset],  # to be cut
-    size: int,  # patch side, px
-    stride: int,  # pixels between patches
-    channels: list[str] | None,  # wanted
-    labels: list[str] | None,  # wanted
+    names: list[str],  # of those to look at
+    cut: dict[str, Any],  # size, stride, edge, channels, labels
+) -> Iterator[tuple[dict, pd.DataFrame, dict, str, float | None]]:  # kind, index, description, fingerprint, spacing
+    """Look at some scenes, one at a time."""
+    for name in names:
+        scene = scenes[name] if isinstance(scenes, DatedScenes) else check_scene(scenes[name])
+        kind = _kind(name, scene, cut["channels"], cut["labels"])
+        index = patch_index(scene, name, cut["size"], cut["stride"], cut["edge"])
+        yield kind, index, describe(scene), fingerprint(scene), spacing_m(scene)
+
+
+def _plan(
+    looks: Iterable[tuple],  # as `_look` gives them
+    names: list[str],  # of the scenes, in the same order
+    cut: dict[str, Any],  # size, stride, edge, channels, labels
 ) -> tuple[
     dict[str, Any], pd.DataFrame, dict[str, Any], dict[str, str]
 ]:  # attributes, index, descriptions, fingerprints
-    """Look at every scene once and lay out the store."""
+    """Lay out the store, after every scene was looked at once."""
     kind, tables, described, prints, spacings = {}, [], {}, {}, []
-    for name in scenes:
-        scene = scenes[name] if isinstance(scenes, DatedScenes) else check_scene(scenes[name])
-        here = _kind(name, scene, channels, labels)
+    for name, (here, table, *said, spacing) in zip(names, looks, strict=True):
         for key, wanted in (kind := kind or here).items():
             if here[key] != wanted:
                 found = f"scene {name!r} has {key} {here[key]!r}, the first scene {wanted!r}"
                 raise ValueError(
                     f"{found}; one store holds one kind of scenes. Convert it, or choose channels and labels"
                 )
-        tables.append(patch_index(scene, name, size, stride))
-        described[name], prints[name] = describe(scene), fingerprint(scene)
-        spacings.append(spacing_m(scene))
+        tables.append(table)
+        spacings.append(spacing)
+        described[name], prints[name] = said
     if not tables:
         raise ValueError("expected at least one scene, got an empty mapping")
     index = pd.concat(tables, ignore_index=True)
     index.insert(0, "patch", np.arange(len(index)))
     spacing = None if None in spacings else float(np.median(spacings))
-    shared = {key: kind[key] for key in ("channels", "units", "quantity", "labels")}
-    return (
-        {**shared, "size": size, "stride": stride, "spacing_m": spacing, "arrays": _arrays(kind, size)},
-        index,
-        described,
-        prints,
-    )
+    shared = {key: kind[key] for key in ("channels", "units", "quantity", "labels")} | {"size": cut["size"]}
+    shared |= {"stride": cut["stride"], "spacing_m": spacing, "arrays": _arrays(kind, cut["size"])}
+    return shared | ({} if cut["edge"] == "pad" else {"edge": cut["edge"]}), index, described, prints
 
-# %% ../../nbs/20_data.patches.ipynb #daa83085
+# %% ../../nbs/20_data.patches.ipynb #92ced75e
 def _create(
     folder: Path,  # of the store
     attrs: dict[str, Any],  # the plan's attributes
@@ -179,20 +191,21 @@ def _nbytes(
     """Count the bytes of a patch."""
     return np.dtype(array[0]).itemsize * math.prod(array[1])
 
-# %% ../../nbs/20_data.patches.ipynb #a22e3c24
+# %% ../../nbs/20_data.patches.ipynb #00ef59fb
 def _write_shards(
     folder: Path,  # of the unfinished store
     scenes: Mapping[str, xr.Dataset],  # to be cut
     attrs: dict[str, Any],  # of the store
-    index: pd.DataFrame,  # all patches
-    progress: bool,  # show a bar
+    index: pd.DataFrame,  # the patches of these shards, in order
+    progress: bool = False,  # show a bar
 ) -> None:
-    """Write every shard that is not there yet."""
+    """Write those shards that are not there yet."""
     from tqdm.auto import tqdm
 
     slots, last = attrs["slots"], {}
-    for shard in tqdm(range(math.ceil(len(index) / slots)), desc="patches", unit="shard", disable=not progress):
-        rows = index.iloc[shard * slots : (shard + 1) * slots]
+    shards = range(index["patch"].iloc[0] // slots, index["patch"].iloc[-1] // slots + 1)
+    for k, shard in enumerate(tqdm(shards, desc="patches", unit="shard", disable=not progress)):
+        rows = index.iloc[k * slots : (k + 1) * slots]
         files = {name: shard_file(folder, name, shard, 1 + len(a[1])) for name, a in attrs["arrays"].items()}
         missing = [n for n, file in files.items() if not _sound(file, _nbytes(attrs["arrays"][n]), slots, len(rows))]
         patches = _cut(scenes, rows, attrs, last) if missing else {}
@@ -228,7 +241,43 @@ def _finish(
     digests = {name: sha256(folder / name) for name in small}
     write_json(folder / MANIFEST, {"format": FORMAT, "patches": len(index), "sha256": digests, "shards": sizes})
 
-# %% ../../nbs/20_data.patches.ipynb #670710a2
+# %% ../../nbs/20_data.patches.ipynb #1914e233
+def _runs(
+    index: pd.DataFrame,  # all patches
+    slots: int,  # patches in a shard
+    jobs: int,  # processes
+) -> list[pd.DataFrame]:  # patches of each run of shards, in order
+    """Divide the shards into runs."""
+    places = index["scene"].iloc[::slots].str.replace(r"(@\d+x?)+$", "", regex=True).tolist()
+    longest, starts = max(1, len(places) // (4 * jobs)), [0]
+    for shard in range(1, len(places)):
+        if places[shard] != places[shard - 1] or shard - starts[-1] >= longest:
+            starts.append(shard)
+    ends = [*starts[1:], len(places)]
+    return [index.iloc[a * slots : b * slots] for a, b in zip(starts, ends, strict=True)]
+
+
+def _look_in_processes(
+    pool: Executor,  # from `processes`
+    scenes: Mapping[str, xr.Dataset],  # to be cut
+    names: list[str],  # of all of them
+    cut: dict[str, Any],  # size, stride, edge, channels, labels
+    progress: bool,  # show a bar
+) -> list[tuple]:  # what `_look` gives, in the order of the names
+    """Look at all scenes, those of one place in one process."""
+    together = [list(of) for _, of in itertools.groupby(names, lambda name: re.sub(r"(@\d+x?)+$", "", name))]
+    tasks = [(_holding(scenes, some), some, cut) for some in together]
+    return [look for looks in in_processes(pool, _look, tasks, "scenes" * progress) for look in looks]
+
+
+def _holding(
+    scenes: Mapping[str, xr.Dataset],  # all scenes
+    names: list[str],  # those that a task needs
+) -> Mapping[str, xr.Dataset]:  # what to send to its process
+    """Send no scenes that are not needed."""
+    return {name: scenes[name] for name in names} if type(scenes) is dict else scenes
+
+# %% ../../nbs/20_data.patches.ipynb #7dac498f
 def write_store(
     scenes: Mapping[str, xr.Dataset],  # name -> Scene; opened one at a time
     path: str | Path,  # the store to make, say "ombria.zarr"
@@ -240,14 +289,20 @@ def write_store(
     times: str = "channels",  # "channels": all dates in one patch; "scenes": each date a scene of its own
     progress: bool = True,  # show a progress bar
     shard_mb: float = 16.0,  # about the size of one file of images, MB
+    edge: str = "pad",  # last patches of a scene: "pad" over the edge, or "shift" back until they are full
+    jobs: int = 1,  # processes that cut; they open the scenes themselves, so these must be picklable
 ) -> PatchStore:
     """Cut scenes into a patch store, or continue where a killed preparation stopped."""
     if times not in ("channels", "scenes"):
         raise ValueError(f"times is 'channels' (dates side by side) or 'scenes' (each date by itself); got {times!r}")
-    path = Path(path)
+    if jobs < 1:
+        raise ValueError(f"jobs is a number of processes, at least 1; got {jobs}")
+    path, cut = Path(path), dict(size=size, stride=stride or size, edge=edge, channels=channels, labels=labels)
     scenes = DatedScenes(scenes) if times == "scenes" else scenes
-    with lock(path):
-        attrs, index, described, prints = _plan(scenes, size, stride or size, channels, labels)
+    with lock(path), processes(jobs) as pool:
+        names = list(scenes)
+        looks = _look_in_processes(pool, scenes, names, cut, progress) if pool else _look(scenes, names, cut)
+        attrs, index, described, prints = _plan(looks, names, cut)
         attrs["slots"] = int(np.clip(shard_mb * 1e6 // _nbytes(attrs["arrays"]["image"]), 1, len(index)))
         plan = json.loads(json.dumps({**attrs, "scenes": prints}))
         if path.exists():
@@ -261,13 +316,18 @@ def write_store(
             write_json(folder / "scenes.json", described)
             write_json(folder / "plan.json", plan)
         for leftover in folder.rglob(".*.tmp*"):  # of a write that was killed
-            leftover.unlink()
-        _write_shards(folder, scenes, attrs, index, progress)
+            leftover.unlink(missing_ok=True)
+        if pool is None:
+            _write_shards(folder, scenes, attrs, index, progress)
+        else:
+            runs = [(r, _holding(scenes, r["scene"].unique().tolist())) for r in _runs(index, attrs["slots"], jobs)]
+            tasks = [(folder, held, attrs, rows) for rows, held in runs]
+            in_processes(pool, _write_shards, tasks, "patches" * progress)
         _finish(folder, attrs, index)
         os.replace(folder, path)
     return open_store(path)
 
-# %% ../../nbs/20_data.patches.ipynb #6fa1a957
+# %% ../../nbs/20_data.patches.ipynb #57fa13a8
 def _sources(
     folder: Path,  # the data set's files
     listed: list[str],  # names of the files that the catalogue lists; all in the folder when none
@@ -288,6 +348,10 @@ def prepare_store(
     labels: list[str] | None = None,  # label variables; all when None
     cache: str | Path | None = None,  # where prepared stores are kept; None: "prepared" in the data folder
     progress: bool = True,  # show a progress bar
+    scales: Sequence[int] | None = None,  # how many times coarser to make the scenes, say [2, 5]; None: as they are
+    average: str = "power",  # "power" or "db", how coarser scenes are averaged (see `downscale`)
+    edge: str = "pad",  # "pad" or "shift", as in `write_store`
+    jobs: int = 1,  # processes that cut
 ) -> PatchStore:
     """Cut a catalogued data set, or open the store when that was done before."""
     from sarfm.data.catalog import open_dataset
@@ -295,9 +359,13 @@ def prepare_store(
     entry, where = load_entry(dataset), entry_folder(dataset, folder)
     cut = dict(size=size, stride=stride, channels=channels or None, times=times, labels=labels)
     recipe = {"format": FORMAT, **cut, "entry": entry.model_dump(mode="json")}
+    recipe |= {} if edge == "pad" else {"edge": edge}  # what is as it always was keeps the names of its stores
+    recipe |= {} if scales is None else {"scales": [int(f) for f in scales], "average": average}
     recipe["files"] = _sources(where, [file.path for file in entry.files])
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(cache or data_folder() / "prepared") / f"{entry.id}-{key}.zarr"
     if path.exists():
         return open_store(path)
-    return write_store(open_dataset(dataset, folder), path, progress=progress, **cut)
+    scenes = open_dataset(dataset, folder)
+    scenes = scenes if scales is None else ScaledScenes(scenes, scales, average)
+    return write_store(scenes, path, progress=progress, edge=edge, jobs=jobs, **cut)

@@ -7,10 +7,11 @@ __all__ = ['EW', 'IW', 'SUBSWATHS_DEG', 'BURST_M', 'LUMPS', 'REFERENCE_DEG', 'IC
            'RIM_M', 'FLOE_DB', 'SHARED', 'HV_TEXTURE', 'EW_DEG_PER_M', 'COVER', 'SEASON_DB', 'LAND_TEXTURE_DB',
            'PARCEL_M', 'PARCEL_ASPECT', 'FLOODED_DB', 'Sensor', 'product_speckle', 'observe', 'noise_pattern',
            'rough_field', 'Cells', 'cells', 'strips', 'floe_diameters', 'place_discs', 'lumpy', 'Surface', 'ice_levels',
-           'simulate_ice', 'season_levels', 'Ground', 'simulate_season', 'simulate_flood']
+           'warped', 'ice_texture', 'simulate_ice', 'season_levels', 'Ground', 'simulate_season', 'simulate_flood']
 
-# %% ../../nbs/12_data.simulate.ipynb #a42d0a46
+# %% ../../nbs/12_data.simulate.ipynb #8fe7ab2f
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ class Sensor(NamedTuple):
 EW = Sensor("Sentinel-1 EW GRDM", 40.0, 10.7, 90.0, 64.0, -29.0)  # ESA; correlation and noise (darkest leads): EW
 IW = Sensor("Sentinel-1 IW GRDH", 10.0, 4.4, 21.0, 15.0, -27.5)  # ESA; correlation 0.7 x resolution; noise chosen
 
-# %% ../../nbs/12_data.simulate.ipynb #58262906
+# %% ../../nbs/12_data.simulate.ipynb #1bc74b10
 def product_speckle(
     sensor: Sensor,  # EW or IW
     spacing_m: float,  # of the pixels after averaging, m
@@ -161,7 +162,7 @@ def strips(
     count = min(round(fraction * int(allowed.sum())), int(np.isfinite(ratio).sum()))
     return ratio <= np.partition(ratio.ravel(), count - 1)[count - 1] if count else np.zeros(allowed.shape, bool)
 
-# %% ../../nbs/12_data.simulate.ipynb #9ea51cc8
+# %% ../../nbs/12_data.simulate.ipynb #b1220231
 def floe_diameters(
     area_m2: float,  # to be covered, m²
     limits_m: tuple[float, float],  # smallest and largest diameter, m
@@ -216,7 +217,7 @@ def lumpy(
         outline += c[division.owner] * np.cos(periods * bearing) + s[division.owner] * np.sin(periods * bearing)
     return division.ratio / np.clip(outline, 0.4, None)
 
-# %% ../../nbs/12_data.simulate.ipynb #6bfcce54
+# %% ../../nbs/12_data.simulate.ipynb #4af42a7b
 class Surface(NamedTuple):
     """Hold the mean backscatter of a surface at 33° and how it varies."""
 
@@ -242,15 +243,16 @@ WIND_EXPONENT = 1.43  # HH of water at 33° grows as wind speed to this power, 5
 def ice_levels(
     incidence_deg: np.ndarray,  # (W,) incidence angle of each column
     wind_speed: float,  # 10 m above the sea, m/s
+    surfaces: Sequence[Surface] = ICE_CLASSES,  # the first is open water
 ) -> np.ndarray:  # (2, K, W) mean HH and HV of each class, dB
     """Compute the mean backscatter of each class at each incidence angle."""
-    table = np.array([c[1:5] for c in ICE_CLASSES])
+    table = np.array([c[1:5] for c in surfaces])
     table[0, 0] += 10 * WIND_EXPONENT * np.log10(wind_speed / 8)
     table[0, 1] = 0.580 * wind_speed - 35.652  # C-2PO
     return (table[:, :2, None] + table[:, 2:, None] * (incidence_deg - REFERENCE_DEG)).transpose(1, 0, 2)
 
-# %% ../../nbs/12_data.simulate.ipynb #9a3740c3
-def _warped(
+# %% ../../nbs/12_data.simulate.ipynb #689f46e5
+def warped(
     shape: tuple[int, int],  # (H, W)
     generator: np.random.Generator,  # draws the bending
     length_px: float,  # of the largest bends, px
@@ -272,7 +274,7 @@ def _share(
     marked[np.argsort(np.where(allowed, values, np.inf), axis=None, kind="stable")[:count]] = True
     return marked.reshape(allowed.shape)
 
-# %% ../../nbs/12_data.simulate.ipynb #831bcbe1
+# %% ../../nbs/12_data.simulate.ipynb #4ce1271f
 BENDS_M = ((2500.0, 110.0), (8000.0, 250.0))  # length and size of the bends that make discs into floes: chosen
 PLATE_M = 5000.0  # distance between leads: chosen
 RIM_M = 60.0  # width of the ridges along leads, AI4Arctic: one pixel or less
@@ -286,7 +288,7 @@ def _ice_truth(
     fractions: dict[str, float],  # concentration, open_water, multi_year, lead_fraction, ridge_fraction
 ) -> tuple[np.ndarray, np.ndarray]:  # (H, W) class 0..4 and floe number, 0 where there is none
     """Draw the classes and floes of a scene."""
-    small, large = (_warped(shape, generator, length / pixel_m, size / pixel_m) for length, size in BENDS_M)
+    small, large = (warped(shape, generator, length / pixel_m, size / pixel_m) for length, size in BENDS_M)
     y, x = (a + b - n for a, b, n in zip(small, large, np.indices(shape, dtype="float32"), strict=True))
     margin_m = floes[1] / 2
     area = np.prod([n * pixel_m + 2 * margin_m for n in shape])
@@ -295,7 +297,7 @@ def _ice_truth(
     pieces = cells(y, x, discs, generator)
     plates_n = max(4, round(np.prod([n * pixel_m + PLATE_M for n in shape]) / PLATE_M**2))
     centres = generator.uniform(-PLATE_M / 2 / pixel_m, np.array(shape) + PLATE_M / 2 / pixel_m, (plates_n, 2))
-    bent = _warped(shape, generator, 3000 / pixel_m, 220 / pixel_m)
+    bent = warped(shape, generator, 3000 / pixel_m, 220 / pixel_m)
     plates = cells(*bent, np.column_stack([centres, np.ones(plates_n)]), generator)
     turn, bend = (
         generator.uniform(0, 2 * np.pi),
@@ -311,31 +313,32 @@ def _ice_truth(
     kind = np.select([~ice, leads, ridges, old], [0, 1, 4, 3], 2).astype("uint8")
     return kind, np.where(np.isin(kind, (0, 1)), 0, pieces.owner + 1).astype("int32")
 
-# %% ../../nbs/12_data.simulate.ipynb #27a5bfb3
+# %% ../../nbs/12_data.simulate.ipynb #108f1c86
 FLOE_DB = 0.8  # spread between floes of a class, dB: chosen
 SHARED = 0.85  # correlation of the texture of HH and HV: AI4Arctic, ice
 HV_TEXTURE = 0.75  # of the texture of HH: AI4Arctic, standard deviations of 1.6 and 2.1 dB in closed ice
 
 
-def _texture(
-    kind: np.ndarray,  # (H, W) class 0..4
+def ice_texture(
+    kind: np.ndarray,  # (H, W) class 0..K-1; 0 is open water and 1 a lead
     floe: np.ndarray,  # (H, W) floe number
     generator: np.random.Generator,  # draws it
     pixel_m: float,  # spacing, m
     wind_deg: float,  # direction of the wind, from the x axis, °
+    surfaces: Sequence[Surface] = ICE_CLASSES,  # the K classes
 ) -> np.ndarray:  # (2, H, W) dB, to be added to HH and HV
     """Draw the texture of ice and water."""
     rough = lambda length, **more: rough_field(kind.shape, generator, length / pixel_m, **more)
     large, fine, own = rough(4000, slope=3.5), rough(500, slope=4.0), rough(500, slope=4.0)
     wind = rough(600, stretch=6.0, angle_deg=wind_deg, slope=3.5)
     whole = generator.standard_normal(floe.max() + 1)[floe] * FLOE_DB
-    size = np.array([c.texture_db for c in ICE_CLASSES])[kind]
+    size = np.array([c.texture_db for c in surfaces])[kind]
     water = kind == 0
     shared = np.where(water, wind, 0.45 * large + 0.89 * fine)
     second = SHARED * shared + np.sqrt(1 - SHARED**2) * own
     return np.stack([size * shared, HV_TEXTURE * size * second]) + np.where(water | (kind == 1), 0, whole)
 
-# %% ../../nbs/12_data.simulate.ipynb #48dfc95d
+# %% ../../nbs/12_data.simulate.ipynb #66f1a7c3
 def _stated(
     what: str,  # kind of scene
     sensor: Sensor,  # that is imitated
@@ -398,7 +401,7 @@ def _check_ice(
             f"expected incidence_deg as one angle or (first, last column), between 0° and 90°, got {incidence_deg}; EW sees 19° to 47°"
         )
 
-# %% ../../nbs/12_data.simulate.ipynb #32437e68
+# %% ../../nbs/12_data.simulate.ipynb #535ef51e
 EW_DEG_PER_M = 28.0 / 410_000  # 19° to 47° over a swath of 410 km: ESA
 
 
@@ -433,7 +436,7 @@ def simulate_ice(
     looks = product_looks if looks is None else looks
     angle = _incidence(incidence_deg, shape[1], spacing_m)
     kind, floe = _ice_truth(shape, generator, spacing_m, (*floe_diameter_m, floe_exponent), fractions)
-    texture = _texture(kind, floe, generator, spacing_m, generator.uniform(0, 180))
+    texture = ice_texture(kind, floe, generator, spacing_m, generator.uniform(0, 180))
     levels = ice_levels(angle, wind_speed)  # (2, K, W)
     hh, hv = levels[:, kind, np.arange(shape[1])] + texture
     rows_m = np.arange(shape[0]) * spacing_m + generator.uniform(0, BURST_M)  # the scene begins anywhere in a burst
@@ -498,7 +501,7 @@ def season_levels(
             out[band][:, here] = np.interp(when, middle, [curve[-1], *curve, curve[0]])
     return out
 
-# %% ../../nbs/12_data.simulate.ipynb #3494a0da
+# %% ../../nbs/12_data.simulate.ipynb #560d32b6
 PARCEL_M = 220.0  # side of a parcel: chosen, fields of Flanders
 PARCEL_ASPECT = (0.7, 1.5)  # its width and length, in sides: chosen
 
@@ -521,7 +524,7 @@ def _ground(
 ) -> Ground:  # parcels, cover, water, terrain
     """Draw parcels, villages, forest and a river."""
     side, turn = PARCEL_M / pixel_m, generator.uniform(0, np.pi / 2)
-    y, x = _warped(shape, generator, 1000 / pixel_m, 15 / pixel_m)
+    y, x = warped(shape, generator, 1000 / pixel_m, 15 / pixel_m)
     rows, columns = (
         int(np.hypot(*shape) / side / 2 / aspect) + 2 for aspect in PARCEL_ASPECT
     )  # to the corners, however turned
@@ -545,7 +548,7 @@ def _ground(
     water = (np.abs(across) < 35 / pixel_m) | lakes
     return Ground(parcel, cover, water, np.abs(across) * pixel_m / 700 - 0.8 * rough[3])
 
-# %% ../../nbs/12_data.simulate.ipynb #63938f05
+# %% ../../nbs/12_data.simulate.ipynb #e7dcf39f
 def _land_db(
     ground: Ground,  # piece of land
     day: np.ndarray,  # (T,) day of the year
@@ -608,7 +611,7 @@ def simulate_season(
     times = [str(np.datetime64("2021-01-01") + int(d)) for d in day]
     return _land_scene(db, generator, {"cover": (cover, dict(enumerate(COVER)))}, "season", times, call)
 
-# %% ../../nbs/12_data.simulate.ipynb #585eefe1
+# %% ../../nbs/12_data.simulate.ipynb #b2dd9367
 FLOODED_DB = {  # (VV, VH) on open ground: calm water; under forest and between houses: added to the dry level
     "open": (-19.0, -27.0),  # as water
     "forest": (2.5, 0.5),  # double bounce, a few dB in co-polarisation: chosen

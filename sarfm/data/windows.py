@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['window_starts', 'patch_index', 'cut_band', 'DatedScenes']
 
-# %% ../../nbs/17_data.windows.ipynb #65da2304
+# %% ../../nbs/17_data.windows.ipynb #e938bd14
 import math
 from collections.abc import Iterator, Mapping
 
@@ -13,20 +13,24 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .scenes import check_scene
+from .scenes import check_scene, spacing_m
 
-# %% ../../nbs/17_data.windows.ipynb #53eb54de
+# %% ../../nbs/17_data.windows.ipynb #dee17c4b
 def window_starts(
     length: int,  # pixels of the scene along one axis
     size: int,  # pixels of a patch along that axis
     stride: int,  # pixels from one patch to the next, at most `size`
+    edge: str = "pad",  # "pad": the last patch may hang over the edge; "shift": it is moved back to be full
 ) -> list[int]:  # first pixel of every patch
     """List where patches start so that together they cover a whole axis."""
+    if edge not in ("pad", "shift"):
+        raise ValueError(f"edge is 'pad' (over the edge, padded) or 'shift' (moved back to be full); got {edge!r}")
     if not 0 < stride <= size:
         raise ValueError(f"stride is in pixels, from 1 to the patch size {size}, or pixels would be lost; got {stride}")
-    return [k * stride for k in range(max(0, math.ceil((length - size) / stride)) + 1)]
+    starts = [k * stride for k in range(max(0, math.ceil((length - size) / stride)) + 1)]
+    return starts if edge == "pad" else [min(start, max(0, length - size)) for start in starts]
 
-# %% ../../nbs/17_data.windows.ipynb #e5761e77
+# %% ../../nbs/17_data.windows.ipynb #f3a6f02c
 def _edges(
     centres: np.ndarray,  # pixel centres along one axis, evenly spaced
     starts: np.ndarray,  # first pixel of each patch
@@ -43,17 +47,20 @@ def patch_index(
     name: str,  # its name in the store
     size: int,  # patch side, px
     stride: int,  # pixels between patches
-) -> pd.DataFrame:  # scene, row, col, height, width, x_min, y_min, x_max, y_max of each patch
+    edge: str = "pad",  # "pad" or "shift", as in `window_starts`
+) -> pd.DataFrame:  # scene, row, col, height, width, x_min, y_min, x_max, y_max, spacing_m, part of each patch
     """Lay a grid of patches over a scene."""
-    rows, cols = (window_starts(scene.sizes[axis], size, stride) for axis in ("y", "x"))
+    rows, cols = (window_starts(scene.sizes[axis], size, stride, edge) for axis in ("y", "x"))
     row, col = (grid.ravel() for grid in np.meshgrid(rows, cols, indexing="ij"))
     height, width = np.minimum(size, scene.sizes["y"] - row), np.minimum(size, scene.sizes["x"] - col)
     y_min, y_max = _edges(scene["y"].to_numpy().astype(float), row, height)
     x_min, x_max = _edges(scene["x"].to_numpy().astype(float), col, width)
     columns = dict(row=row, col=col, height=height, width=width, x_min=x_min, y_min=y_min, x_max=x_max, y_max=y_max)
-    return pd.DataFrame({"scene": name, **columns})
+    spacing = scene.attrs.get("spacing_m", spacing_m(scene))
+    stated = {"spacing_m": np.nan if spacing is None else float(spacing), "part": str(scene.attrs.get("part", ""))}
+    return pd.DataFrame({"scene": name, **columns, **stated})
 
-# %% ../../nbs/17_data.windows.ipynb #bc0ac6b1
+# %% ../../nbs/17_data.windows.ipynb #accf17f8
 def _plane(
     scene: xr.Dataset,  # a Scene, or a part of it
     channel: str,  # "vv" or "vv@0"
@@ -71,7 +78,9 @@ def cut_band(
 ) -> dict[str, np.ndarray]:  # the same arrays, (…, size, W') with W' >= W + size, padded
     """Read the band of rows that one row of patches needs, padded with invalid pixels."""
     size = arrays["valid"][1][-1]
-    band = scene.isel(y=slice(row, row + size))
+    labels = [name.removeprefix("label_") for name in arrays if name.startswith("label_")]
+    needed = list(dict.fromkeys([*(c.partition("@")[0] for c in channels), "valid", *labels]))
+    band = scene[needed].isel(y=slice(row, row + size)).load()  # all at once: what is lazy shares its reading
     height, width = band.sizes["y"], band.sizes["x"]
     out = {}
     for name, (dtype, shape) in arrays.items():
@@ -88,7 +97,7 @@ def cut_band(
     out["valid"][:height, :width] = said & np.isfinite(out["image"][:, :height, :width]).all(0)
     return out
 
-# %% ../../nbs/17_data.windows.ipynb #30c8f9db
+# %% ../../nbs/17_data.windows.ipynb #d182e316
 class DatedScenes(Mapping):
     """Look at every date of every scene as a scene of its own, named "scene@0", "scene@1" …"""
 
@@ -109,6 +118,9 @@ class DatedScenes(Mapping):
         if self._last[0] != scene:
             self._last = (scene, self._scenes[scene])
         return self._last[1].isel(time=date) if "time" in self._last[1].dims else self._last[1]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_last": ("", None)}  # another process opens the scene itself
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

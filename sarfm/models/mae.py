@@ -54,7 +54,7 @@ def valid_statistics(
     variance = ((values - mean) ** 2 * weight).sum(dim=2, keepdim=True) / (count - 1).clamp(min=1)
     return mean, (variance + 1e-6).sqrt()
 
-# %% ../../nbs/33_models.mae.ipynb #bbeba92b
+# %% ../../nbs/33_models.mae.ipynb #82c0bcd1
 class Decoder(nn.Module):
     """Predict the hidden patches of an image from its encoded visible patches."""
 
@@ -116,7 +116,7 @@ def paint(
     pictures = {name: unpatchify(tokens, patch_size, *image.shape[-2:]) for name, tokens in pictures.items()}
     return {name: picture.masked_fill(~valid[:, None], float("nan")) for name, picture in pictures.items()}
 
-# %% ../../nbs/33_models.mae.ipynb #d116c5f7
+# %% ../../nbs/33_models.mae.ipynb #65c15371
 class MAE(nn.Module):
     """Predict the hidden patches of an image from the visible ones (He et al. 2021, arXiv 2111.06377)."""
 
@@ -129,13 +129,18 @@ class MAE(nn.Module):
         mask_ratio: float = 0.75,  # fraction of patches hidden, in (0, 1)
         masking: str = "random",  # one of random | block
         norm_pix: bool = False,  # ask for every patch relative to its own mean and spread
+        missing: float | None = None,  # shown in place of what was not observed, such as 255; None: nothing is shown
+        error: str = "mse",  # one of mse | l1, the squared or the absolute error
     ):
         super().__init__()
         if masking not in ("random", "block"):
             raise ValueError(f"there is no masking {masking!r}. Choose random or block.")
         if not 0 < mask_ratio < 1:
             raise ValueError(f"expected a mask ratio, the fraction of patches hidden, in (0, 1); got {mask_ratio}.")
+        if error not in ("mse", "l1"):
+            raise ValueError(f"there is no error {error!r}. Choose mse or l1.")
         self.mask_ratio, self.masking, self.norm_pix = mask_ratio, masking, norm_pix
+        self.missing, self.error = missing, error
         self.encoder = encoder
         values = encoder.patch_size**2 * encoder.channels
         self.decoder = Decoder(encoder.width, values, decoder_width, decoder_depth, decoder_heads)
@@ -148,6 +153,8 @@ class MAE(nn.Module):
         """Draw which patches of a batch are hidden."""
         image, size = batch["image"], self.encoder.patch_size
         observed = token_validity(validity(batch), size)
+        if self.missing is not None:  # patches are drawn whatever they hold
+            observed = torch.ones_like(observed)
         if self.masking == "random":
             hidden = random_mask(*observed.shape, self.mask_ratio, generator, observed)
         else:
@@ -162,6 +169,8 @@ class MAE(nn.Module):
         masked: Tensor,  # (B, m) indices of hidden patches
     ) -> Tensor:  # (B, m, p*p*C), float32, for the hidden patches only
         """Encode the visible patches and decode the hidden ones."""
+        if self.missing is not None:
+            image, valid = image.masked_fill(~valid[:, None], self.missing), torch.ones_like(valid)
         size, grid = self.encoder.patch_size, self.encoder.grid
         seen = torch.cat(self.encoder.encode(image, visible, valid), dim=1)  # (B, 1+n, D)
         place = sincos_position(self.decoder.width, *grid_shape(image, size), grid, image.device)  # (N, width)
@@ -170,16 +179,19 @@ class MAE(nn.Module):
     def loss(
         self,
         batch: dict[str, Tensor],  # "image" (B, C, H, W) normalised, "hidden" (B, N), "valid" (B, H, W) if known
-    ) -> tuple[Tensor, dict[str, Tensor]]:  # mean squared error over hidden valid pixels, and what it was made of
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # mean error over hidden valid pixels, and what it was made of
         """Compare the prediction of the hidden patches with what was observed there."""
         image, valid = batch["image"], validity(batch)
         visible, masked = split_mask(batch["hidden"])
         target, weight = hidden_values(image, valid, masked, self.encoder.patch_size)
+        if self.missing is not None:  # a patch counts as a whole, or not at all
+            weight = weight.amin(dim=2, keepdim=True).expand_as(weight)
         if self.norm_pix:
             mean, spread = valid_statistics(target, weight)
             target = (target - mean) / spread
         prediction = self.predict(image, valid, visible, masked)
-        error = (prediction - target) ** 2 * weight
+        difference = prediction - target
+        error = (difference**2 if self.error == "mse" else difference.abs()) * weight
         patch_loss = error.detach().sum(dim=2) / weight.sum(dim=2).clamp(min=1)  # (B, m)
         parts = {"masked": masked, "prediction": prediction.detach(), "target": target, "patch_loss": patch_loss}
         return error.sum() / weight.sum().clamp(min=1), parts
@@ -203,5 +215,5 @@ class MAE(nn.Module):
     def config(self) -> dict[str, object]:  # the kind of model and the arguments that build it again
         """List the arguments of this model."""
         decoder = {f"decoder_{name}": getattr(self.decoder, name) for name in ("width", "depth", "heads")}
-        options = {name: getattr(self, name) for name in ("mask_ratio", "masking", "norm_pix")}
+        options = {name: getattr(self, name) for name in ("mask_ratio", "masking", "norm_pix", "missing", "error")}
         return {"kind": "mae", "encoder": self.encoder.config(), **decoder, **options}

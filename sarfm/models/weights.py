@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'build_model', 'check_fit', 'save_model', 'read_card', 'read_tensors', 'load_model', 'load_encoder']
 
-# %% ../../nbs/37_models.weights.ipynb #a32bfff7
+# %% ../../nbs/37_models.weights.ipynb #16cc58d6
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +15,16 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..files import CorruptData, atomic_write, read_json, sha256, write_json
-from .heads import Segmenter, build_unet
+from .baselines import build_baseline
+from .heads import MultiSegmenter, Segmenter, build_unet
 from .mae import MAE
 from .vit import Encoder
 
 if TYPE_CHECKING:
     from sarfm.data.contract import InputContract
 
-# %% ../../nbs/37_models.weights.ipynb #302b51ca
-KINDS = ("mae", "segmenter", "unet")
+# %% ../../nbs/37_models.weights.ipynb #ce3a7efe
+KINDS = ("mae", "segmenter", "multisegmenter", "unet", "baseline")
 
 
 def build_model(
@@ -34,9 +35,10 @@ def build_model(
     if kind not in KINDS:
         raise ValueError(f"there is no kind of model {kind!r}. sarfm builds {', '.join(KINDS)}.")
     try:
-        if kind == "unet":
-            return build_unet(**rest)
-        return (MAE if kind == "mae" else Segmenter)(Encoder(**rest.pop("encoder")), **rest)
+        if kind in ("unet", "baseline"):
+            return (build_unet if kind == "unet" else build_baseline)(**rest)
+        model = {"mae": MAE, "segmenter": Segmenter, "multisegmenter": MultiSegmenter}[kind]
+        return model(Encoder(**rest.pop("encoder")), **rest)
     except (TypeError, KeyError) as error:
         raise ValueError(f"this configuration does not describe a {kind}: {error}. Got {config}.") from error
 
@@ -59,9 +61,9 @@ def check_fit(
             "Give the contract that the model was trained with."
         )
 
-# %% ../../nbs/37_models.weights.ipynb #d506eeac
+# %% ../../nbs/37_models.weights.ipynb #b6cf1f93
 def save_model(
-    model: nn.Module,  # an MAE, a Segmenter or a UNet
+    model: nn.Module,  # an MAE, or one that draws charts: any of KINDS
     folder: str | Path,  # is made; a model in it is replaced
     contract: "InputContract",  # what the model was trained on: channels, unit, clip, mean, std, spacing, patch size
 ) -> Path:  # the folder
@@ -137,11 +139,11 @@ def read_tensors(
             )
     return found
 
-# %% ../../nbs/37_models.weights.ipynb #db83baa2
+# %% ../../nbs/37_models.weights.ipynb #0aa6b173
 def load_model(
     folder: str | Path,  # holds model.json and model.safetensors
     device: str = "cpu",  # where the model goes
-    kind: str | None = None,  # refuse any other: one of mae | segmenter | unet
+    kind: str | None = None,  # refuse any other: one of KINDS
 ) -> tuple[nn.Module, "InputContract"]:  # the model, ready to predict, and what it wants to be fed
     """Load a whole model with its input contract."""
     config, contract = read_card(folder)
@@ -153,15 +155,18 @@ def load_model(
     model.load_state_dict(read_tensors(Path(folder) / "model.safetensors", model.state_dict()))
     return model.to(device).eval(), contract
 
-# %% ../../nbs/37_models.weights.ipynb #353514dc
+# %% ../../nbs/37_models.weights.ipynb #5f95a70c
 def load_encoder(
     folder: str | Path,  # holds model.json and model.safetensors
     device: str = "cpu",  # where the encoder goes
 ) -> tuple[Encoder, "InputContract"]:  # the pretrained encoder and what it wants to be fed
     """Load the encoder of a model, to build something else on."""
     config, contract = read_card(folder)
-    if config["kind"] == "unet":
-        raise ValueError(f"{folder} holds a unet, which has no encoder to go on with. Choose an mae or a segmenter.")
+    if not isinstance(config.get("encoder"), dict):
+        raise ValueError(
+            f"{folder} holds a {config['kind']}, which has no encoder to go on with."
+            " Choose an mae, a segmenter or a multisegmenter."
+        )
     encoder = Encoder(**config["encoder"])
     encoder.load_state_dict(read_tensors(Path(folder) / "model.safetensors", encoder.state_dict(), "encoder."))
     return encoder.to(device).eval(), contract

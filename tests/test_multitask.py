@@ -1,0 +1,347 @@
+"""Several charts from one encoder: outputs, losses, weights and what is left alone."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sarfm.data.contract import InputContract
+from sarfm.models.baselines import BASELINES, build_baseline
+from sarfm.models.heads import MultiSegmenter, chart_classes
+from sarfm.models.mae import MAE
+from sarfm.models.tokens import patchify
+from sarfm.models.vit import Encoder, build_encoder
+from sarfm.models.weights import build_model, load_encoder, load_model, save_model
+from sarfm.train.finetune import evaluate_segmentation
+from sarfm.train.multitask import MultiTask, evaluate_charts, squared_error
+
+TASKS = {"sic": 11, "sod": 6, "floe": 7}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def small(**options):
+    torch.manual_seed(0)
+    return MultiSegmenter(Encoder(2, 8, 32, 4, 2), TASKS, ["sic"], **{"head_width": 16, **options})
+
+
+def batch(size=(32, 48), tiles=2, seed=0):
+    found = {"image": torch.randn(tiles, 2, *size, generator=seeded(seed)), "patch": torch.arange(tiles)}
+    for k, (chart, classes) in enumerate(TASKS.items()):
+        truth = torch.randint(0, classes, (tiles, *size), generator=seeded(seed + k + 1))
+        found[f"mask_{chart}"] = truth.masked_fill(torch.rand(tiles, *size, generator=seeded(9 + k)) < 0.3, 255)
+    found["valid"] = torch.rand(tiles, *size, generator=seeded(99)) > 0.1
+    return found
+
+
+def models():
+    yield small()
+    yield small(auxiliary=True, layers=[0, 1, 2, 3])
+    yield small(head="linear")
+    for name in BASELINES:
+        yield build_baseline(name, 2, TASKS, ["sic"], "mit_b0" if name == "segformer" else "resnet18")
+    yield build_baseline("upernet", 2, TASKS, ["sic"], "tu-convnext_atto")
+
+
+# models
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 71)])
+def test_every_model_draws_every_chart_at_any_size(size):
+    image, valid = torch.randn(2, 2, *size), torch.rand(2, *size) > 0.1
+    valid[0, :20] = False
+    for model in models():
+        with torch.no_grad():
+            drawn = model.eval()(image, valid)
+            other = model(image.masked_fill(~valid[:, None], float("nan")), valid)
+        shapes = {chart: tuple(x.shape) for chart, x in drawn.items()}
+        assert shapes == {"sic": (2, 1, *size), "sod": (2, 6, *size), "floe": (2, 7, *size)}
+        assert all(x.dtype is torch.float32 and x.isfinite().all() for x in drawn.values())
+        assert all(torch.equal(drawn[chart], other[chart]) for chart in TASKS), "what was not observed has an influence"
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_any_number_of_channels(channels):
+    for name in ("unet_starter", "upernet"):
+        drawn = build_baseline(name, channels, {"sod": 6}, encoder="resnet18").eval()(torch.randn(1, channels, 32, 40))
+        assert drawn["sod"].shape == (1, 6, 32, 40)
+
+
+def test_swin_is_not_bound_to_one_size():
+    model = build_baseline("upernet", 2, {"sod": 6}, encoder="tu-swin_tiny_patch4_window7_224").eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 2, 96, 50))["sod"].shape == (1, 6, 96, 50)
+
+
+def test_auxiliary_heads_exist_in_training_only():
+    model, data = small(auxiliary=True), batch()
+    names = set(model.train()(data["image"], data["valid"]))
+    assert names == set(TASKS) | {f"{chart}_auxiliary" for chart in TASKS}
+    assert set(model.eval()(data["image"], data["valid"])) == set(TASKS)
+    assert set(small().train()(data["image"])) == set(TASKS)
+
+
+def test_no_parameter_is_left_without_gradient():
+    for model in models():
+        task = MultiTask(model)
+        task.train()
+        task.losses(batch((64, 64)), None)[0].backward()
+        missing = [n for n, p in model.named_parameters() if p.grad is None]
+        if isinstance(model, MultiSegmenter):
+            assert not missing, missing
+        else:  # a photograph network's encoder may have a classification layer that nobody asks
+            assert len(missing) <= 4, missing
+
+
+def test_options_that_do_not_fit_are_refused():
+    encoder = build_encoder("vit-nano", 2, 8)
+    for wrong, said in (
+        ({"regression": ["ice"]}, "regression"),
+        ({"layers": [1, 2]}, "four layers"),
+        ({"head": "a"}, "head"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            MultiSegmenter(encoder, TASKS, **wrong)
+    with pytest.raises(ValueError, match="2 classes or more"):
+        MultiSegmenter(encoder, {"sic": 1})
+    with pytest.raises(ValueError, match="there is no baseline 'vgg'"):
+        build_baseline("vgg", 2, TASKS)
+    for model in (small(), build_baseline("deeplabv3plus", 2, TASKS, encoder="resnet18")):
+        with pytest.raises(ValueError, match="at least 2 tiles"):
+            model.train()(torch.randn(1, 2, 32, 32))
+
+
+@pytest.mark.parametrize("name", [None, *BASELINES])
+def test_a_model_of_charts_comes_back_exactly(name, tmp_path):
+    model = small(auxiliary=True, layers=[0, 1, 2, 3]) if name is None else None
+    model = model or build_baseline(name, 2, TASKS, ["sic"], "mit_b0" if name == "segformer" else "resnet18")
+    contract = InputContract(
+        channels=["hh", "hv"], quantity="sigma0", units="dB", spacing_m=200.0, patch_size=8, mean=[-14, -24], std=[5, 5]
+    )
+    save_model(model, tmp_path, contract)
+    again, _ = load_model(tmp_path, kind="baseline" if name else "multisegmenter")
+    assert again.config() == model.config() and list(again.tasks) == list(TASKS) and again.regression == ("sic",)
+    image = torch.randn(1, 2, 40, 32)
+    ours, theirs = model.eval()(image), again(image)
+    assert all(torch.equal(ours[chart], theirs[chart]) for chart in TASKS)
+    if name:
+        with pytest.raises(ValueError, match="no encoder to go on with"):
+            load_encoder(tmp_path)
+    else:
+        assert torch.equal(load_encoder(tmp_path)[0](image), model.encoder(image))
+
+
+def test_the_order_of_charts_in_a_file_does_not_matter():
+    for model in (small(), build_baseline("unet_winner", 2, TASKS, ["sic"])):
+        config = json.loads(json.dumps(model.config(), sort_keys=True))
+        again = build_model(config).eval()
+        again.load_state_dict(model.state_dict())
+        image = torch.randn(1, 2, 32, 32)
+        assert all(torch.equal(x, again(image)[chart]) for chart, x in model.eval()(image).items())
+
+
+# losses
+
+
+def test_concentration_is_the_nearest_class_in_range():
+    said = torch.tensor([-3.0, 0.49, 0.51, 9.6, 10.4, 99.0]).view(1, 1, 1, 6)
+    assert chart_classes({"sic": said}, {"sic": 11}, ["sic"])["sic"].flatten().tolist() == [0, 0, 1, 10, 10, 10]
+
+
+def test_squared_error_is_over_labelled_pixels_only():
+    truth = torch.tensor([[[0, 10, 255, 5]]])
+    said = torch.tensor([[[[1.0, 8.0, 1e20, 5.0]]]], requires_grad=True)
+    loss = squared_error(said, truth)
+    loss.backward()
+    assert torch.isclose(loss, torch.tensor((1 + 4 + 0) / 3)) and said.grad[0, 0, 0, 2] == 0
+    infinite = torch.full((1, 1, 1, 4), float("nan"), requires_grad=True)
+    nothing = squared_error(infinite, torch.full_like(truth, 255))
+    nothing.backward()
+    assert nothing == 0 and infinite.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("avg_non_ignore", [False, True])
+def test_the_loss_is_the_published_sum(avg_non_ignore):
+    model, data = small(auxiliary=True, dropout=0.0), batch()
+    task = MultiTask(model, avg_non_ignore=avg_non_ignore)
+    loss, terms = task.losses(data, None)
+    outputs, expected = model(data["image"], data["valid"]), 0.0
+    for chart, weight in {"sic": 1, "sod": 3, "floe": 3}.items():
+        truth = data[f"mask_{chart}"].masked_fill(~data["valid"], 255)
+        there = truth != 255
+        for name, factor in ((chart, 1.0), (f"{chart}_auxiliary", 0.4)):
+            if chart == "sic":
+                term = ((outputs[name][:, 0] - truth)[there] ** 2).mean()
+            else:
+                term = F.cross_entropy(outputs[name], truth, ignore_index=255)
+                term = term if avg_non_ignore else term * there.sum() / truth.numel()
+            assert torch.isclose(terms[f"loss_{name}"], term, rtol=1e-4)
+            expected = expected + weight * factor * term
+    assert torch.isclose(loss, expected, rtol=1e-4)
+    assert {f"accuracy_{chart}" for chart in TASKS} < set(terms)
+
+
+def test_the_auxiliary_weight_and_the_weights_of_charts_are_used():
+    data = batch()
+    loss, terms = MultiTask(small(dropout=0.0), weights={"sic": 0, "sod": 2, "floe": 0, "ice": 9}).losses(data, None)
+    assert torch.isclose(loss, 2 * terms["loss_sod"])
+    task = MultiTask(small(auxiliary=True, dropout=0.0), auxiliary_weight=0.0)
+    assert torch.isclose(
+        task.losses(data, None)[0],
+        sum(w * task.losses(data, None)[1][f"loss_{c}"] for c, w in {"sic": 1, "sod": 3, "floe": 3}.items()),
+    )
+
+
+@pytest.mark.parametrize("avg_non_ignore", [False, True])
+def test_a_batch_without_labels_is_zero_and_finite(avg_non_ignore):
+    data = batch()
+    data |= {f"mask_{chart}": torch.full((2, 32, 48), 255) for chart in TASKS}
+    model = small(auxiliary=True)
+    loss, terms = MultiTask(model, avg_non_ignore=avg_non_ignore).losses(data, None)
+    loss.backward()
+    assert loss == 0 and all(value == 0 for value in terms.values())
+    assert all(p.grad.abs().sum() == 0 for p in model.parameters() if p.grad is not None)
+
+
+def test_labels_where_nothing_was_observed_do_not_count():
+    data, model = batch(), small(dropout=0.0)
+    other = {**data, "mask_sod": data["mask_sod"].masked_fill(~data["valid"], 3)}
+    assert torch.equal(MultiTask(model).losses(data, None)[0], MultiTask(model).losses(other, None)[0])
+
+
+def test_bad_batches_are_named():
+    data = batch()
+    with pytest.raises(ValueError, match="no mask_floe"):
+        MultiTask(small()).losses({name: x for name, x in data.items() if name != "mask_floe"}, None)
+    data["mask_sod"][0, 0, 0] = 6
+    with pytest.raises(ValueError, match="labels of sod are class numbers in 0..5 or 255; found 6"):
+        MultiTask(small()).losses(data, None)
+    with pytest.raises(ValueError, match=r"also draws \['floe', 'sod'\]"):
+        MultiTask(small(), weights={"sic": 1})
+
+
+def test_a_frozen_encoder_rests():
+    task = MultiTask(small(), freeze_encoder=True, learning_rate=0.1)
+    task.train()
+    assert not task.model.encoder.training and task.model.decoders.training
+    task.losses(batch(), None)[0].backward()
+    assert all(p.grad is None for p in task.model.encoder.parameters())
+    assert all(p.grad is not None for p in task.model.decoders.parameters())
+    with pytest.raises(ValueError, match="has none"):
+        MultiTask(build_baseline("unet_winner", 2, TASKS), freeze_encoder=True)
+
+
+def test_layer_decay_reaches_the_encoder_and_not_the_heads():
+    task = MultiTask(small(auxiliary=True), layer_decay=0.5)
+    scale = {id(p): group["scale"] for group in task.configure_optimizers().param_groups for p in group["params"]}
+    assert scale[id(task.model.encoder.embed.project.weight)] == 0.5**5
+    assert all(
+        scale[id(p)] == 1
+        for part in ("decoders", "classify", "assist", "pyramid")
+        for p in getattr(task.model, part).parameters()
+    )
+
+
+def test_settings_are_plain_and_complete():
+    settings = MultiTask(small(), weights={"sic": 1, "sod": 2, "floe": 2}).settings()
+    assert json.loads(json.dumps(settings)) == settings
+    assert settings["weights"] == {"sic": 1.0, "sod": 2.0, "floe": 2.0} and settings["avg_non_ignore"] is False
+
+
+def test_patches_are_counted_as_for_one_chart():
+    data, model = batch(), small().eval()
+    data |= {f"mask_{chart}": data[f"mask_{chart}"].masked_fill(~data["valid"], 255) for chart in TASKS}
+    table = evaluate_charts(model, [data])
+    assert len(table) == 6 and set(table["chart"]) == set(TASKS) and len(table.columns) == 2 + 11**2
+
+    class Stage(torch.nn.Module):
+        def forward(self, image, valid):
+            return model(image, valid)["sod"]
+
+    one = evaluate_segmentation(Stage(), [data | {"mask": data["mask_sod"]}], 6)
+    rows = table[table["chart"] == "sod"].reset_index(drop=True)
+    assert np.array_equal(rows[one.columns].to_numpy(), one.to_numpy())
+    assert rows.drop(columns=["patch", "chart"]).sum(axis=None) == one.drop(columns="patch").sum(axis=None)
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        evaluate_charts(model, [])
+
+
+# the published ways of pretraining
+
+
+def mae(**options):
+    torch.manual_seed(0)
+    return MAE(Encoder(2, 8, 32, 2, 2), 16, 2, 2, **options)
+
+
+def holed():
+    image, valid = torch.randn(2, 2, 32, 48, generator=seeded()), torch.ones(2, 32, 48, dtype=torch.bool)
+    valid[0, 3:20, 5:30] = False  # two patches without a valid pixel, others cut
+    valid[1, 30:, :1] = False
+    return image, valid
+
+
+@pytest.mark.parametrize("norm_pix", [False, True])
+@pytest.mark.parametrize("error", ["mse", "l1"])
+def test_missing_as_a_number_counts_whole_patches_only(norm_pix, error):
+    image, valid = holed()
+    model = mae(missing=255.0, norm_pix=norm_pix, error=error)
+    data = model.draw({"image": image, "valid": valid}, seeded(4))
+    loss, parts = model.loss(data)
+    shown = patchify(image.masked_fill(~valid[:, None], 255.0), 8)
+    counts = (shown != 255).all(dim=2)[data["hidden"]]  # v_i of the hidden patches
+    assert not counts.all() and counts.any()
+    target = shown[data["hidden"]]
+    if norm_pix:
+        target = (target - target.mean(dim=1, keepdim=True)) / (target.var(dim=1, keepdim=True) + 1e-6).sqrt()
+    difference = parts["prediction"].flatten(0, 1) - target
+    each = (difference**2 if error == "mse" else difference.abs()).mean(dim=1)
+    assert torch.isclose(loss, each[counts].mean(), rtol=1e-4) and loss.isfinite()
+
+
+def test_missing_as_a_number_is_seen_and_drawn_like_anything_else():
+    image, valid = holed()
+    model = mae(missing=255.0)
+    data = model.draw({"image": image, "valid": valid}, seeded(4))
+    for seed in range(5):  # patches are hidden whatever they hold
+        drawn = (
+            model.draw(tile, seeded(seed))["hidden"] for tile in ({"image": image, "valid": valid}, {"image": image})
+        )
+        assert torch.equal(*drawn)
+    filled = image.masked_fill(~valid[:, None], 255.0)
+    plain = mae()
+    assert torch.equal(
+        model.loss(data)[1]["prediction"], plain.loss({"image": filled, "hidden": data["hidden"]})[1]["prediction"]
+    )
+    spoilt = {**data, "image": image.masked_fill(~valid[:, None], float("nan"))}
+    assert torch.equal(model.loss(data)[0], model.loss(spoilt)[0])
+    pictures = model.reconstruct(spoilt["image"], valid, data["hidden"])
+    assert pictures["reconstruction"].isnan().any(dim=1).equal(~valid)
+
+
+def test_without_holes_missing_changes_nothing():
+    image, valid = holed()
+    data = {"image": image, "valid": torch.ones_like(valid)}
+    plain, theirs = mae(), mae(missing=255.0)
+    drawn = plain.draw(data, seeded())
+    assert torch.equal(plain.loss(drawn)[0], theirs.loss(drawn)[0])
+
+
+def test_a_tile_of_nothing_but_missing_has_a_finite_loss():
+    model = mae(missing=255.0, norm_pix=True)
+    data = {"image": torch.full((2, 2, 32, 32), float("nan")), "valid": torch.zeros(2, 32, 32, dtype=torch.bool)}
+    loss, _ = model.loss(model.draw(data, seeded()))
+    loss.backward()
+    assert loss == 0 and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_options_are_saved():
+    model = mae(missing=255.0, error="l1")
+    assert build_model(json.loads(json.dumps(model.config()))).config() == model.config()
+    assert mae().config()["missing"] is None and mae().config()["error"] == "mse"
+    with pytest.raises(ValueError, match="Choose mse or l1"):
+        mae(error="huber")
