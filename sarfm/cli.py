@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RUN_HELP', 'SCORE_HELP', 'PREPARE_HELP', 'command_line', 'main']
 
-# %% ../nbs/79_cli.ipynb #cdeb1b35
+# %% ../nbs/79_cli.ipynb #8fb450c9
 import argparse
 import importlib
 import sys
@@ -16,10 +16,17 @@ from typing import Any
 from . import __version__
 from .files import read_json
 from .runs.folders import check_same_run, code_commit, read_run
-from .runs.notebooks import RunFailed, check_parameters, declared_parameters, parse_value, run_notebook
+from sarfm.runs.notebooks import (
+    RunFailed,
+    check_parameters,
+    declared_parameters,
+    parse_value,
+    read_preset,
+    run_notebook,
+)
 from .runs.sweeps import run_sweep
 
-# %% ../nbs/79_cli.ipynb #39c16212
+# %% ../nbs/79_cli.ipynb #4153dd90
 def command_line() -> argparse.ArgumentParser:  # every command with its options
     """Describe the commands."""
     parser = argparse.ArgumentParser(
@@ -27,8 +34,14 @@ def command_line() -> argparse.ArgumentParser:  # every command with its options
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="execute a run notebook into a folder", description=RUN_HELP)
-    run.add_argument("notebook", help="pretrain, finetune, compare, evaluate, or the path of a notebook of your own")
+    run.add_argument(
+        "notebook",
+        help="pretrain, finetune, compare, evaluate, prepare, icecharts, icereport, or the path of a notebook of your own",
+    )
     run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
+    run.add_argument(
+        "--preset", metavar="NAME", help="settings of a published system, below those of -p; or a YAML file"
+    )
     run.add_argument("--out", metavar="DIR", help="the run folder; the notebook's default where not given")
     run.add_argument("--kernel", default="python3", metavar="NAME", help="a Jupyter kernel (default: %(default)s)")
     run.add_argument("--describe", action="store_true", help="list the parameters and stop")
@@ -102,7 +115,7 @@ def _numbers(text: str) -> list[int]:
             return numbers
     raise argparse.ArgumentTypeError(f"expected whole numbers from 1, as 2..10 or 2,5; got {text!r}")
 
-# %% ../nbs/79_cli.ipynb #afd12e30
+# %% ../nbs/79_cli.ipynb #50585ce7
 def _given(notebook: str, pairs: list[str]) -> dict[str, Any]:
     """Turn NAME=VALUE pairs into parameters."""
     declared, given = declared_parameters(notebook), {}
@@ -128,6 +141,7 @@ def _run(arguments: argparse.Namespace) -> int:
         _describe(arguments.notebook)
         return 0
     given = _given(arguments.notebook, arguments.parameter)
+    given = (read_preset(arguments.preset, arguments.notebook) if arguments.preset else {}) | given
     if arguments.out is not None and "out" in given:
         raise ValueError(f"the run folder is given twice: --out {arguments.out} and -p out={given['out']}")
     done = run_notebook(arguments.notebook, given, arguments.out, arguments.kernel, not arguments.quiet)

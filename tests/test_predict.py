@@ -17,8 +17,15 @@ from torch import nn
 from sarfm.data.contract import InputContract
 from sarfm.data.scenes import make_scene
 from sarfm.evaluation import predict
-from sarfm.evaluation.predict import open_prediction, predict_bands, predict_file, predict_scene, reconstruct_scene
-from sarfm.evaluation.predict import tile_scores, tile_starts
+from sarfm.evaluation.predict import (
+    open_prediction,
+    predict_bands,
+    predict_file,
+    predict_scene,
+    reconstruct_scene,
+    tile_scores,
+    tile_starts,
+)
 from sarfm.files import CorruptData, StoreLocked, lock
 from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
@@ -253,12 +260,12 @@ class Charts(nn.Module):
 
 
 def swath(height=70, width=90, **options):
-    rows, columns = (
-        v.ravel() for v in np.meshgrid(np.linspace(0, height, 5), np.linspace(0, width, 5), indexing="ij")
-    )
+    rows, columns = (v.ravel() for v in np.meshgrid(np.linspace(0, height, 5), np.linspace(0, width, 5), indexing="ij"))
     gcps = np.stack([rows, columns, -40 + columns / 200, 87 - rows / 3000], axis=1)
     one = scene(height, width, **options)
-    return one.assign_coords({f"gcp_{n}": ("gcp", v) for n, v in zip(("row", "col", "lon", "lat"), gcps.T, strict=True)})
+    return one.assign_coords(
+        {f"gcp_{n}": ("gcp", v) for n, v in zip(("row", "col", "lon", "lat"), gcps.T, strict=True)}
+    )
 
 
 @pytest.mark.parametrize("stride_px", [32, 20, 9])
@@ -283,7 +290,9 @@ def test_charts_are_those_of_the_whole_scene(stride_px):
 
 def test_charts_have_names_and_colours():
     found = predict_scene(Charts(), contract(), scene(), classes={"floe": list("abcdefg")})
-    assert found["sod"].attrs["flag_meanings"].split()[-1] == "old_ice" and found["floe"].attrs["flag_meanings"][0] == "a"
+    assert (
+        found["sod"].attrs["flag_meanings"].split()[-1] == "old_ice" and found["floe"].attrs["flag_meanings"][0] == "a"
+    )
     for name, count in Charts.tasks.items():
         assert found[name].attrs["flag_values"].tolist() == list(range(count))
         assert len(found[name].attrs["flag_colors"].split()) == count and found[name].attrs["_FillValue"] == 255

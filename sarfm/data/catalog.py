@@ -174,7 +174,7 @@ def _open_entry_scene(
             scene[label].attrs["flag_colors"] = " ".join(kind.color for kind in classes.values())
     return scene.assign_attrs(stated)
 
-# %% ../../nbs/11_data.catalog.ipynb #9f9eb1b7
+# %% ../../nbs/11_data.catalog.ipynb #6c2617f6
 class Scenes(Mapping):
     """Map scene names to Scenes, each opened when asked for."""
 
@@ -197,6 +197,12 @@ class Scenes(Mapping):
                 f"{self.entry.id} has no scene {name!r}; it has {len(self)}: {some}{', …' if len(self) > 5 else ''}"
             )
         return _open_entry_scene(self.entry, self.folder, name, self._files[name])
+
+    def __contains__(
+        self,
+        name: object,  # scene
+    ) -> bool:  # without opening it
+        return name in self._files
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)

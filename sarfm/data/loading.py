@@ -6,11 +6,11 @@
 __all__ = ['IGNORE', 'remap_table', 'turn', 'draw_shape', 'resize_crop', 'read_classes', 'Window', 'draw_window',
            'spacing_groups', 'CropDataset', 'StepSampler', 'PatchDataModule']
 
-# %% ../../nbs/23_data.loading.ipynb #2406c752
+# %% ../../nbs/23_data.loading.ipynb #5faac2f0
 import functools
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import lightning as L
@@ -168,7 +168,7 @@ def spacing_groups(
     spacing = store.index["spacing_m"].to_numpy()[rows].round(3)
     return [rows[spacing == s] for s in np.unique(spacing)]
 
-# %% ../../nbs/23_data.loading.ipynb #4e9ee8a6
+# %% ../../nbs/23_data.loading.ipynb #4fc2f5b3
 class CropDataset(Dataset):
     """Draw crops of patches; item k is a pure function of (seed, k)."""
 
@@ -180,7 +180,8 @@ class CropDataset(Dataset):
         crop: int,  # side of a crop, px
         label: str
         | list[str]
-        | None = None,  # label to return as "mask"; a list: each as "mask_<label>"; none when None
+        | dict[str, str]
+        | None = None,  # label to return as "mask"; several: "mask_<label>", or "mask_<key>" of a dict; none when None
         augment: bool = True,  # random windows and flips; False: the centre of each patch once
         seed: int = 0,  # of everything that is drawn
         min_valid: float = 0.5,  # fraction of a crop that should have been observed, in [0, 1]
@@ -199,7 +200,12 @@ class CropDataset(Dataset):
                 f"{store.path} holds {store.channels} as {store.quantity} in {store.units}; the contract takes "
                 f"{contract.channels} as {contract.quantity} in {contract.units}. Prepare a store that fits"
             )
-        names = [label] if isinstance(label, str) else list(label or [])
+        keyed = (
+            label
+            if isinstance(label, Mapping)
+            else {n: n for n in ([label] if isinstance(label, str) else label or [])}
+        )
+        names = list(keyed.values())
         for name in names:
             if name not in store.labels:
                 raise ValueError(f"{store.path} has no label {name!r}; it holds {list(store.labels)}")
@@ -212,8 +218,9 @@ class CropDataset(Dataset):
         self.store, self.rows, self.contract, self.crop = store, rows, contract, crop
         self.label, self.augment, self.seed, self.min_valid = label, augment, seed, min_valid
         classes = {name: [store.labels[name][c] for c in sorted(store.labels[name])] for name in names}
-        self.classes = classes if isinstance(label, list | tuple) else classes.get(label, [])  # by label, if several
-        self._keys = {name: "mask" if name == label else f"mask_{name}" for name in names}
+        several = label is not None and not isinstance(label, str)
+        self.classes = classes if several else classes.get(label, [])  # by label, if several
+        self._keys = {name: f"mask_{key}" if several else "mask" for key, name in keyed.items()}
         self._tables = {name: remap_table(store.labels[name]) for name in names}
         self.balance, self.resized, self._order = balance, resized, (-1, rows)
         self._groups = spacing_groups(store, rows, balance) if augment else [rows]
@@ -299,7 +306,7 @@ class StepSampler(Sampler):
         steps = self._steps()
         return iter(range(steps.start * self.batch, steps.stop * self.batch))
 
-# %% ../../nbs/23_data.loading.ipynb #3f0f7774
+# %% ../../nbs/23_data.loading.ipynb #f0f9a615
 class PatchDataModule(L.LightningDataModule):
     """Give Lightning its training, validation and test batches."""
 
@@ -312,7 +319,10 @@ class PatchDataModule(L.LightningDataModule):
         crop: int,  # side of a crop, px
         batch_size: int,  # crops per batch
         steps_per_epoch: int,  # training batches per epoch
-        label: str | list[str] | None = None,  # label to return as "mask"; a list: each as "mask_<label>"
+        label: str
+        | list[str]
+        | dict[str, str]
+        | None = None,  # label to return as "mask"; several: "mask_<label>", or "mask_<key>" of a dict
         train_rows: np.ndarray | list[int] | None = None,  # training patches, when fewer than the split's
         workers: int = 0,  # processes that read; 0 is fastest on a CPU
         seed: int = 0,  # of the training crops

@@ -327,7 +327,7 @@ def write_store(
         os.replace(folder, path)
     return open_store(path)
 
-# %% ../../nbs/20_data.patches.ipynb #57fa13a8
+# %% ../../nbs/20_data.patches.ipynb #aed740dc
 def _sources(
     folder: Path,  # the data set's files
     listed: list[str],  # names of the files that the catalogue lists; all in the folder when none
@@ -354,14 +354,19 @@ def prepare_store(
     jobs: int = 1,  # processes that cut
 ) -> PatchStore:
     """Cut a catalogued data set, or open the store when that was done before."""
-    from sarfm.data.catalog import open_dataset
+    from sarfm.data.catalog import entry_files, open_dataset
 
     entry, where = load_entry(dataset), entry_folder(dataset, folder)
+    described, listed = entry.model_dump(mode="json"), [file.path for file in entry.files]
     cut = dict(size=size, stride=stride, channels=channels or None, times=times, labels=labels)
-    recipe = {"format": FORMAT, **cut, "entry": entry.model_dump(mode="json")}
+    if entry.read and entry.read.reader == "files":
+        del described["read"]["reader"]  # older than the field
+    else:
+        listed = listed or entry_files(entry, where)  # whatever else lies in the folder
+    recipe = {"format": FORMAT, **cut, "entry": described}
     recipe |= {} if edge == "pad" else {"edge": edge}  # what is as it always was keeps the names of its stores
     recipe |= {} if scales is None else {"scales": [int(f) for f in scales], "average": average}
-    recipe["files"] = _sources(where, [file.path for file in entry.files])
+    recipe["files"] = _sources(where, listed)
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(cache or data_folder() / "prepared") / f"{entry.id}-{key}.zarr"
     if path.exists():

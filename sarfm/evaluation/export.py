@@ -118,7 +118,7 @@ def _block(layer: xr.DataArray, rows: np.ndarray, columns: np.ndarray, empty: fl
     block[inside] = part[row - top, column - left]
     return block
 
-# %% ../../nbs/57_evaluation.export.ipynb #6650642a
+# %% ../../nbs/57_evaluation.export.ipynb #b80c8ff4
 def write_cog(
     predicted: xr.Dataset,  # from `predict_scene` or `open_prediction`, or any Scene with labels
     path: str | Path,  # of the GeoTIFF
@@ -164,12 +164,20 @@ def _write_tiled(predicted: xr.Dataset, chosen: xr.DataArray, path: Path, crs: C
     empty, source_m = (255 if discrete else math.nan), map_grid(predicted, bounds)[0]
     side = max(16, min(BLOCK, int(2048 * source_m / step) // 16 * 16))
     profile = dict(
-        driver="GTiff", width=width, height=height, count=1, dtype=chosen.dtype, nodata=empty, crs=crs.to_wkt()
+        mode="w",
+        driver="GTiff",
+        width=width,
+        height=height,
+        count=1,
+        dtype=chosen.dtype,
+        nodata=empty,
+        crs=crs.to_wkt(),
     )
     profile |= dict(
         tiled=True, blockxsize=BLOCK, blockysize=BLOCK, compress="deflate", bigtiff="IF_SAFER", sparse_ok=True
     )
-    with rasterio.open(path, "w", transform=rasterio.Affine(step, 0, left, 0, -step, top), **profile) as out:
+    profile["transform"] = rasterio.Affine(step, 0, left, 0, -step, top)
+    with rasterio.open(path, **profile) as out:
         out.set_band_description(1, str(chosen.name))
         out.update_tags(**_tags(predicted.attrs))
         out.update_tags(1, **_tags(chosen.attrs))

@@ -123,14 +123,14 @@ def reconstruct_scene(
         )
     )
 
-# %% ../../nbs/52_evaluation.reconstruct.ipynb #5a30313b
+# %% ../../nbs/52_evaluation.reconstruct.ipynb #413a02bc
 def denormalised(
     contract: InputContract,  # names the channels
     scene: xr.Dataset,  # meets the contract
 ) -> xr.DataArray:  # (channel, y, x) in the scene's unit, NaN where not valid
     """Stack a scene's channels with unit, quantity and place."""
     stacked = stack_channels(scene, contract.channels)
-    coords = {k: v for k, v in place_of(scene).items() if "gcp" not in v.dims} | {"channel": contract.channels}
+    coords = {k: v for k, v in place_of(scene).items() if set(v.dims) <= {"y", "x"}} | {"channel": contract.channels}
     attrs = {"units": contract.units, "quantity": contract.quantity}
     return xr.DataArray(stacked.values, dims=("channel", "y", "x"), coords=coords, attrs=attrs)
 

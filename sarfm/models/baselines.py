@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FILTERS', 'NETWORKS', 'BASELINES', 'PlainUNet', 'Baseline', 'build_baseline']
 
-# %% ../../nbs/36_models.baselines.ipynb #aa06575c
+# %% ../../nbs/36_models.baselines.ipynb #bd323957
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .heads import chart_outputs, require_tiles
+from .heads import centred, chart_outputs, require_tiles
 from .tokens import blank_invalid, pad_to_multiple
 
 # %% ../../nbs/36_models.baselines.ipynb #5de37963
@@ -88,7 +88,7 @@ class _Network(nn.Module):
         """Turn an image into features, of a quarter of its size or more."""
         return self.decode(self.encode(image))
 
-# %% ../../nbs/36_models.baselines.ipynb #6c69ac5b
+# %% ../../nbs/36_models.baselines.ipynb #53ca588d
 class Baseline(nn.Module):
     """Draw one chart or several with a network that was not pretrained."""
 
@@ -123,7 +123,7 @@ class Baseline(nn.Module):
         drawn = {chart: head(features).float() for chart, head in self.classify.items()}
         if features.shape[-2:] != image.shape[-2:]:
             drawn = {c: F.interpolate(x, image.shape[-2:], mode="bilinear") for c, x in drawn.items()}
-        return {chart: x[:, :, :height, :width] for chart, x in drawn.items()}
+        return centred({c: x[:, :, :height, :width] for c, x in drawn.items()}, self.tasks, self.regression)
 
     def config(self) -> dict[str, object]:  # the kind of model and the arguments that build it again
         """List the arguments of this model."""

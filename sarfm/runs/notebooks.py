@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'run_names', 'notebook_path', 'Parameter', 'declared_parameters', 'parse_value', 'check_parameters',
-           'open_run', 'RunFailed', 'run_notebook']
+           'preset_names', 'read_preset', 'open_run', 'RunFailed', 'run_notebook']
 
 # %% ../../nbs/71_runs.notebooks.ipynb #a519f193
 import ast
@@ -170,6 +170,37 @@ def check_parameters(
         raise ValueError(f"{Path(notebook).stem}: " + "\n  ".join(problems))
     exact = {name: float(v) if declared[name].type == "float" else v for name, v in given.items()}
     return {name: exact.get(name, parameter.default) for name, parameter in declared.items()}
+
+# %% ../../nbs/71_runs.notebooks.ipynb #99c97497
+def preset_names() -> list[str]:  # as in ["system1_pretrain", ...]
+    """List the presets that travel with sarfm."""
+    return sorted(path.stem for path in (carried("run_notebooks") / "presets").glob("*.yaml"))
+
+
+def read_preset(
+    preset: str | Path,  # one of `preset_names`, or the path of a YAML file
+    notebook: str | Path,  # that it shall be for
+) -> dict[str, Any]:  # parameters
+    """Read the parameters of a preset."""
+    import yaml
+
+    known = str(preset) in preset_names()
+    path = carried("run_notebooks") / "presets" / f"{preset}.yaml" if known else Path(preset)
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(preset)!r} is no preset; sarfm has {preset_names()}. One of your own is a path")
+    said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if (
+        not isinstance(said, dict)
+        or set(said) != {"notebook", "parameters"}
+        or not isinstance(said["parameters"], dict)
+    ):
+        raise ValueError(
+            f"{path}: expected notebook and parameters; got {list(said) if isinstance(said, dict) else said}"
+        )
+    if said["notebook"] != Path(notebook).stem:
+        raise ValueError(f"{path} is a preset of {said['notebook']}, not of {Path(notebook).stem}. Choose another")
+    check_parameters(notebook, said["parameters"])
+    return said["parameters"]
 
 # %% ../../nbs/71_runs.notebooks.ipynb #553d9b88
 def open_run(
