@@ -403,3 +403,18 @@ def test_rows_of_a_lazy_scene_are_read_about_once():
     one = make_scene({"vv": lazy, "vh": lazy}, units="dB", quantity="gamma0")
     found = predict_scene(Pixelwise(), contract(), one, stride_px=3)
     assert (found["prediction"] == found["prediction"][0, 0]).all() and len(read) <= 4 * 8
+
+
+@pytest.mark.parametrize("strip", [None, 40])
+def test_land_gets_no_class(tmp_path, monkeypatch, strip):
+    whole = scene()
+    zones = np.full((70, 90), 20.0, np.float32)
+    zones[40:, :25] = 0
+    at_sea = whole.assign(distance_map=(("y", "x"), zones))
+    said, before = (predict_scene(Pixelwise(), contract(), s) for s in (at_sea, whole))
+    assert (said.prediction.values[zones == 0] == 255).all() and np.isnan(said.probability.values[zones == 0]).all()
+    assert np.array_equal(said.prediction.values[zones > 0], before.prediction.values[zones > 0])
+    if strip:
+        monkeypatch.setattr(predict, "STRIP", strip, raising=False)
+    path = predict_file(Pixelwise(), contract(), at_sea, tmp_path / "p.zarr")
+    assert np.array_equal(open_prediction(path).prediction.values, said.prediction.values)

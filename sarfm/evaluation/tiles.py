@@ -201,7 +201,7 @@ def _by_chart(answer: Tensor | Mapping[str, Tensor], charts: Mapping[str, object
         )
     return answer
 
-# %% ../../nbs/51_evaluation.tiles.ipynb #c60a938d
+# %% ../../nbs/51_evaluation.tiles.ipynb #f8df3092
 @torch.inference_mode()
 def predict_layers(
     model: nn.Module,  # from (image, valid) to (B, K, H, W) scores, or to a dict of them by chart
@@ -232,9 +232,17 @@ def predict_layers(
             for chart, scores in _by_chart(model(images, valids), charts).items():
                 sums[chart].add(scores, chosen)
         done, layers = following - row, {}
+        seen = valid[:done, :width] & _at_sea(scene, row, following)
         for chart, (beside, _) in charts.items():
-            layers[chart], layers[beside] = (v[:, inner] for v in sums[chart].finish(done, valid[:done, :width]))
+            layers[chart], layers[beside] = (v[:, inner] for v in sums[chart].finish(done, seen))
         yield row, layers
+
+
+def _at_sea(scene: xr.Dataset, start: int, stop: int) -> Tensor:  # bool, (h, W) or one True where nothing tells
+    """Tell where a scene with a map of distances to land is not land."""
+    if "distance_map" not in scene:
+        return torch.tensor(True)
+    return torch.from_numpy(scene["distance_map"].isel(y=slice(start, stop)).to_numpy() != 0)
 
 
 def _strip_tiles(

@@ -162,14 +162,15 @@ def chart_panels(
     figure.suptitle(title, fontsize=11, parse_math=False)
     return figure, axes
 
-# %% ../../nbs/62_viz.charts.ipynb #89ca5e74
+# %% ../../nbs/62_viz.charts.ipynb #8586b79e
 def scene_title(
     scene: xr.Dataset,  # the Scene contract
 ) -> str:  # such as "20191011T131651_cis, 2019-10-11 13:16"
-    """Name a scene by its identifier and its time."""
+    """Name a scene by its identifier and its time, and say when it is simulated."""
     when = str(scene.attrs.get("time", scene.attrs.get("acquisition_time", "")))[:16].replace("T", " ")
     name = str(scene.attrs.get("scene", scene.attrs.get("title", "")))
-    return ", ".join(t for t in (name if len(name) < 80 else name[:79] + "…", when) if t)
+    parts = (name if len(name) < 80 else name[:79] + "…", when, "simulated" if "simulated" in scene.attrs else "")
+    return ", ".join(part for part in parts if part)
 
 # %% ../../nbs/62_viz.charts.ipynb #958409bc
 def furnish(
