@@ -35,8 +35,8 @@ def tiny_sweep(name, path):
             stage["parameters"]["test_scales"] = [5, 2]
         if stage["parameters"].get("encoder") == "vit-tiny":
             stage["parameters"]["encoder"] = "vit-nano"
-        keep = {"supervision", "charts", "model"}
-        lists = {n: v if n in keep else v[:1] for n, v in stage.get("sweep", {}).items()}
+        most = {"supervision": 2, "charts": 3, "model": 2}
+        lists = {n: v[: most.get(n, 1)] for n, v in stage.get("sweep", {}).items()}
         lists |= (
             {"train_list": ["pretrain_80" if stage["notebook"] == "pretrain" else "finetune_20"]}
             if "train_list" in lists
@@ -44,9 +44,8 @@ def tiny_sweep(name, path):
         )
         if lists:
             stage["sweep"] = lists
-    said["first"] = {
-        n: s for n, s in said["first"].items() if n not in ("larger", "larger_finetuned", "larger_scratch")
-    }
+    left_out = ("larger", "larger_finetuned", "larger_scratch", "ratios_finetuned")
+    said["first"] = {n: s for n, s in said["first"].items() if n not in left_out}
     path.write_text(yaml.safe_dump(said, sort_keys=False))
     return path
 

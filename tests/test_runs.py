@@ -286,7 +286,7 @@ def test_run_notebooks_keep_their_form(name):
     declared = declared_parameters(name)
     assert check_parameters(name, {p.name: p.default for p in declared.values()}), "a default fails its own check"
     assert all(len(p.comment.split()) >= 2 for p in declared.values()), "every parameter says what it is"
-    assert {"out", "seed", "device"} <= set(declared)
+    assert {"out", "device" if "steps" in declared else "out"} <= set(declared) and {"seed", "seeds"} & set(declared)
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
     assert not [n for c in cells for n in ast.walk(ast.parse(c.source)) if isinstance(n, kinds)], (
         "no function definitions"
@@ -328,6 +328,13 @@ def test_a_last_run_may_report_on_the_whole_sweep(toy, tmp_path):
     table = run_sweep(sweep_file(toy, tmp_path, text), tmp_path / "out", progress=False)
     assert list(table["status"]) == ["done"] and list(table["text"]) == [str(tmp_path / "out")]
     assert (tmp_path / "out/toy/run.json").exists() and (tmp_path / "out/start/run.json").exists()
+
+
+def test_the_report_waits_for_all_others(toy, tmp_path):
+    text = 'first:\n  start: {notebook: TOY, parameters: {steps: 2}, sweep: {fail: [false, true]}}\nnotebook: TOY\n'
+    text += 'parameters: {steps: 1, text: "@"}\n'
+    table = run_sweep(sweep_file(toy, tmp_path, text), tmp_path / "out", progress=False)
+    assert list(table["status"]) == ["not started"] and not (tmp_path / "out/toy").exists()
 
 
 def test_a_failed_run_holds_up_only_those_that_need_it(toy, tmp_path):

@@ -90,17 +90,17 @@ def declared_parameters(
         found[name] = Parameter(name, kind, ast.literal_eval(line.value), comments.get(line.end_lineno, ""))
     return found
 
-# %% ../../nbs/71_runs.notebooks.ipynb #411a3702
+# %% ../../nbs/71_runs.notebooks.ipynb #4187a242
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 _INTERVAL = re.compile(rf"\bin ([\[(])({_NUMBER}), ?({_NUMBER})([\])])")
 _BOUND = re.compile(rf"(>=|<=|>|<) ?({_NUMBER})")
-_CHOICE = re.compile(r"\bone of ([\w.-]+(?: \| [\w.-]+)+)")
+_CHOICE = re.compile(r"\bone of ([\w.-]+(?: ?\| ?[\w.-]+)+)")
 
 
 def _out_of_range(comment: str, value: Any) -> str:  # what the comment asks for; empty when the value satisfies it
     """Compare one value with the range that a comment states."""
     if match := _CHOICE.search(comment):
-        return "" if value in match[1].split(" | ") else match[0]
+        return "" if value in re.split(r" ?\| ?", match[1]) else match[0]
     if isinstance(value, (str, bool)):
         return ""
     if match := _INTERVAL.search(comment):

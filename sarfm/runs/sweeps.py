@@ -152,13 +152,14 @@ def sweep_table(
         file.write(_markdown(table))
     return table
 
-# %% ../../nbs/72_runs.sweeps.ipynb #6cbfcf7b
+# %% ../../nbs/72_runs.sweeps.ipynb #9d9ca0b1
 def _run_one(
-    planned: PlannedRun, folder: Path, root: Path, kernel: str, threads: int
+    planned: PlannedRun, folder: Path, root: Path, before: list[Path], kernel: str, threads: int
 ) -> bool:  # True when it ended well
-    """Execute one run in a process of its own, if those that it needs are done."""
+    """Execute one run in a process of its own, if those that it needs are done; for "@" these are all before it."""
     earlier = {n: root / v[1:] for n, v in planned.parameters.items() if isinstance(v, str) and v.startswith("@")}
-    if any(needed != root and read_run(needed).get("status") != "done" for needed in earlier.values()):
+    needed = [*before, *earlier.values()] if root in earlier.values() else earlier.values()
+    if any(run != root and read_run(run).get("status") != "done" for run in needed):
         return False
     given = planned.parameters | {n: str(v) for n, v in earlier.items()}
     pairs = [f"{n}={v if isinstance(v, str) else json.dumps(v)}" for n, v in given.items()]
@@ -192,14 +193,16 @@ def run_sweep(
     with tqdm(
         total=sum(map(len, [*sweep.first, sweep.runs])), desc=Path(path).stem, unit="run", disable=not progress
     ) as bar:
+        before: list[Path] = []
         for stage in [*sweep.first, sweep.runs]:
             at_once = min(jobs, len(stage))
             with ThreadPoolExecutor(at_once) as pool:
                 ended = [
-                    pool.submit(_run_one, planned, out / name, out, kernel, max(1, cores // at_once))
+                    pool.submit(_run_one, planned, out / name, out, before, kernel, max(1, cores // at_once))
                     for name, planned in stage.items()
                 ]
                 for run in as_completed(ended):
                     run.result()
                     bar.update()
+            before += [out / name for name in stage]
     return sweep_table(sweep, out)
