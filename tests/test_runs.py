@@ -331,7 +331,7 @@ def test_a_last_run_may_report_on_the_whole_sweep(toy, tmp_path):
 
 
 def test_the_report_waits_for_all_others(toy, tmp_path):
-    text = 'first:\n  start: {notebook: TOY, parameters: {steps: 2}, sweep: {fail: [false, true]}}\nnotebook: TOY\n'
+    text = "first:\n  start: {notebook: TOY, parameters: {steps: 2}, sweep: {fail: [false, true]}}\nnotebook: TOY\n"
     text += 'parameters: {steps: 1, text: "@"}\n'
     table = run_sweep(sweep_file(toy, tmp_path, text), tmp_path / "out", progress=False)
     assert list(table["status"]) == ["not started"] and not (tmp_path / "out/toy").exists()

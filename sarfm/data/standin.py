@@ -9,7 +9,7 @@ __all__ = ['NEW_SURFACES', 'SURFACES', 'SURFACE_OF_STAGE', 'LEAD', 'RIDGE', 'REG
            'Regime', 'season_of', 'local_concentration', 'Ice', 'brightness', 'weather', 'swath_points',
            'distance_zones', 'simulate_region', 'outline', 'egg_code', 'draw_polygons']
 
-# %% ../../nbs/13_data.standin.ipynb #f40cc4ff
+# %% ../../nbs/13_data.standin.ipynb #71fe665d
 import json
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from pyproj import CRS, Transformer
 from scipy import ndimage
 from scipy.special import ndtri
 
-from .icechart import CHARTS, chart_label
+from .icechart import chart_label
 from .layout import check_scene, make_scene
 from sarfm.data.simulate import (
     BENDS_M,

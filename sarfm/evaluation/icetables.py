@@ -34,7 +34,7 @@ PUBLISHED = MappingProxyType(
     }
 )
 
-# %% ../../nbs/58_evaluation.icetables.ipynb #2227d8ee
+# %% ../../nbs/58_evaluation.icetables.ipynb #3a118a5b
 def _trial(record: Mapping[str, Any]) -> dict[str, Any]:
     """Name what tells one trial from another."""
     given = record["parameters"]
@@ -52,6 +52,7 @@ def _trial(record: Mapping[str, Any]) -> dict[str, Any]:
         "pretrain_scales": numbers(begun["train_scales"]) if begun else "",
         "test_scales": numbers(given["test_scales"]),
         "mask_ratio": begun.get("mask_ratio", np.nan),
+        "norm_pix": float(begun["norm_pix"]) if "norm_pix" in begun else np.nan,
         "frozen": given["freeze_encoder"],
     }
 
@@ -130,7 +131,7 @@ def trial_lead(
     low, high = np.nanquantile(drawn_one - drawn_two, [0.025, 0.975])
     return Interval(float(one.mean() - two.mean()), float(low), float(high))
 
-# %% ../../nbs/58_evaluation.icetables.ipynb #03be4d41
+# %% ../../nbs/58_evaluation.icetables.ipynb #43510fa1
 def score_table(
     folder: str | Path,  # holds run folders
     trials: pd.DataFrame,  # rows of `read_trials`, all or some
@@ -173,6 +174,6 @@ def lead_table(
         ]
         for other in others["run"]:
             lead = trial_lead(trial_counts(folder, own["run"], against), trial_counts(folder, other, against), score)
-            named = {n: own[n] for n in ("labelled", "encoder", "learns", "mask_ratio")}
+            named = {n: own[n] for n in ("labelled", "encoder", "learns", "mask_ratio", "norm_pix")}
             rows.append(named | lead._asdict() | {"sure": lead.low > 0 or lead.high < 0})
     return pd.DataFrame(rows)

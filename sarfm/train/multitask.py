@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'squared_error', 'MultiTask', 'chart_truths', 'evaluate_charts']
 
-# %% ../../nbs/46_train.multitask.ipynb #0eea74f4
+# %% ../../nbs/46_train.multitask.ipynb #48e0562b
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
