@@ -46,7 +46,7 @@ def test_help(words):
         (["run", "pretrain", "-p", "steps"], "NAME=VALUE"),
         (["run", "pretrain", "-p", "steps=1", "-p", "steps=2"], "given twice"),
         (["run", "pretrain", "-p", "out=a", "--out", "b"], "given twice"),
-        (["run", "pretrained"], "compare', 'evaluate', 'finetune', 'pretrain'"),
+        (["run", "pretrained"], "compare', 'evaluate', 'finetune'"),
         (["run", "missing.ipynb"], "no notebook missing.ipynb"),
         (["run", "pretrain", "--kernel", "nowhere"], "no Jupyter kernel"),
         (["evaluate", "nowhere", "--images", "."], "no nowhere/model.json"),

@@ -39,7 +39,7 @@ def streaming_statistics(
         count = total
     return mean, np.sqrt(squares / max(count, 1)), count
 
-# %% ../../nbs/22_data.contract.ipynb #02dc8b25
+# %% ../../nbs/22_data.contract.ipynb #ecc36644
 def _problems(
     contract: "InputContract",  # what the model takes
     scene: xr.Dataset,  # a Scene
@@ -77,7 +77,8 @@ def _spacings(
     stated = store.index["spacing_m"].iloc[list(rows)].dropna() if "spacing_m" in store.index else []
     if len(stated) and stated.max() > 1.25 * stated.min():
         return {"spacing_m": float(stated.min()), "spacing_max_m": float(stated.max())}
-    return {"spacing_m": store.spacing_m}
+    several = len(stated) and store.index["spacing_m"].max() > 1.25 * store.index["spacing_m"].min()
+    return {"spacing_m": float(stated.median()) if several else store.spacing_m}
 
 
 def _columns(

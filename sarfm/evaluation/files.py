@@ -64,7 +64,7 @@ def other_files(
     rest = (path for path in folder.rglob("*") if path.is_file() and parts.isdisjoint({path, *path.parents}))
     return sorted(path.relative_to(folder).as_posix() for path in rest)
 
-# %% ../../nbs/55_evaluation.files.ipynb #7cda9e8c
+# %% ../../nbs/55_evaluation.files.ipynb #d8560f31
 def trained_on(
     found: Mapping[str, Mapping[tuple[str, str], Path]],  # scene to its images, as from `candidates`
     learnt: Mapping[str, Any],  # parameters of a fine-tuning run
@@ -86,7 +86,7 @@ def _training_scenes(scenes: list[str], learnt: Mapping[str, Any]) -> list[str]:
         raise ValueError("no scene is left of the data set")
     if learnt["split"] == "region":  # a part of every scene
         return scenes
-    index = pd.DataFrame({"scene": scenes, "patch": 0, "height": 0, "width": 0})
+    index = pd.DataFrame({"scene": scenes, "patch": 0, "row": 0, "col": 0, "height": 0, "width": 0})
     shares = dict(zip(NAMES, learnt["split_fractions"], strict=True))
     return list(index["scene"][make_split(index, learnt["split"], shares, seed=learnt["seed"]) == "train"])
 
@@ -215,7 +215,7 @@ def _short(text: str, name: str, path: Path) -> str:
         text = text.replace(written, name)
     return " ".join(text.removeprefix(name).lstrip(":, ").split())
 
-# %% ../../nbs/55_evaluation.files.ipynb #f8291f3b
+# %% ../../nbs/55_evaluation.files.ipynb #91064b9c
 def label_to_score(
     entry: Entry,  # a readable entry
     label: str = "",  # asked for; the entry's only one when empty
@@ -262,7 +262,7 @@ def _check(scene: xr.Dataset, contract: InputContract, times: str) -> None:
     if not (observed & (scene["truth"].values != IGNORE)).any():
         raise ValueError("no pixel is both observed and labelled")
 
-# %% ../../nbs/55_evaluation.files.ipynb #9274a605
+# %% ../../nbs/55_evaluation.files.ipynb #8ba462b0
 def load_segmentation(
     folder: str | Path,  # of a fine-tuning run
     classes: int,  # of the label to compare with, K

@@ -34,13 +34,14 @@ from .figures import channel_label, display_limits, draw, hidden_overlay, quanti
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../../nbs/66_viz.icecharts.ipynb #47930128
+# %% ../../nbs/66_viz.icecharts.ipynb #0ad6d28e
 def show_charts(
     scene: xr.Dataset,  # the Scene contract, with or without charts
     predicted: xr.Dataset | None = None,  # predicted charts of the same names, on the scene's pixels
     charts: Sequence[str] = CHART_NAMES,  # which charts, from left to right
     channels: Sequence[str] = ("hh", "hv"),  # the backscatter beside them
     side_px: int = 700,  # about so many pixels are drawn of the longer side
+    titles: tuple[str, str] = ("chart", "prediction"),  # of the upper and the lower charts
 ) -> "Figure":
     """Show backscatter and ice charts of a scene, the prediction below the truth."""
     layers, step = {c: chart_layers(scene, predicted, c) for c in charts}, drawing_step(scene, side_px)
@@ -53,7 +54,7 @@ def show_charts(
         draw_radar(ax, scene, values, channel_label(scene, channel), display_limits(values), bar)
     for column, (name, found) in zip(axes[:, beside:].T, layers.items(), strict=True):
         for ax, (title, labels) in zip(column, found.items(), strict=False):
-            draw_chart(ax, scene, labels, f"{name.upper()}, {'chart' if title == 'truth' else title}", step)
+            draw_chart(ax, scene, labels, f"{name.upper()}, {titles[title == 'prediction']}", step)
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "ncols": 2, "columnspacing": 1.0}
         draw_legend(column[len(found) - 1], scene, found, step, **below)
     for ax in axes.flat:
