@@ -152,7 +152,7 @@ def _unflatten(
         )
     return lines, samples, grid
 
-# %% ../../nbs/10_data.ai4arctic.ipynb #46403b03
+# %% ../../nbs/10_data.ai4arctic.ipynb #1611ca82
 def _tie_points(
     file: _File,  # what the file holds
     step: float,  # 40 m lines per row: 1 raw, 2 ready to train
@@ -291,7 +291,7 @@ def upsample(
     fine = {n: (("y", "x"), surface(scene[n].values, *at, scene.valid.chunks), scene[n].attrs) for n in names}
     return scene.drop_vars(names).assign(fine)
 
-# %% ../../nbs/10_data.ai4arctic.ipynb #9480ec16
+# %% ../../nbs/10_data.ai4arctic.ipynb #38a5c22e
 _ATTRIBUTION = "J. Buus-Hinkler et al. (2022), AI4Arctic Sea Ice Challenge Dataset, DTU Data. Contains modified Copernicus Sentinel data"
 
 
@@ -325,10 +325,12 @@ def _provenance(
         "licence": str(file.attrs.get("licence") or file.attrs.get("license") or "see the landing page of AI4Arctic"),
         "attribution": f"{_ATTRIBUTION}{year}.",
     } | (
-        {key: str(file.attrs.get(key, "")) for key in ("simulated", "attribution")} if "simulated" in file.attrs else {}
+        {key: str(file.attrs.get(key, "")) for key in ("simulated", "sensor", "attribution")}
+        if "simulated" in file.attrs
+        else {}
     )
 
-# %% ../../nbs/10_data.ai4arctic.ipynb #ca67d97b
+# %% ../../nbs/10_data.ai4arctic.ipynb #f75dd364
 def _note(
     file: _File,  # what the file holds
     edition: str,  # "raw", "ready_to_train" or "display"
@@ -366,7 +368,7 @@ def _layers(
     }
     return {name: xr.DataArray(values, dims=("y", "x"), attrs=said[name]) for name, values in layers.items()}
 
-# %% ../../nbs/10_data.ai4arctic.ipynb #4a98244e
+# %% ../../nbs/10_data.ai4arctic.ipynb #8c2d38cf
 def open_ai4arctic(
     path: str | Path,  # a file of either edition
     *,
@@ -392,15 +394,20 @@ def open_ai4arctic(
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
     layers = _charts(file, thresholds) | _layers(file, edition, scene.hh.chunks)
-    return _with_angle(scene.assign(layers | _coarse(file, edition, attrs["spacing_m"])))
+    return _with_angle(scene.assign(layers | _coarse(file, edition, attrs["spacing_m"])), file, edition)
 
 
 def _with_angle(
     scene: xr.Dataset,  # with or without incidence_angle and tie points
+    file: _File,  # that it comes from
+    edition: str,  # "raw", "ready_to_train" or "display"
 ) -> xr.Dataset:  # the same, the angle also at its tie points
     """Keep the incidence angle where it survives cutting and coarsening."""
     if "incidence_angle" not in scene or "gcp_row" not in scene.coords:
         return scene
-    at = {d: xr.DataArray(scene[f"gcp_{n}"].values, dims="gcp") for d, n in (("y", "row"), ("x", "col"))}
-    angle = scene.incidence_angle.sel(at, method="nearest").values
-    return scene.assign_coords(gcp_incidence=("gcp", angle.astype(float), {"units": "degree"}))
+    if edition == "raw":  # as the file says it, without a pixel being computed
+        angle = _unflatten(file, "sar_grid_incidenceangle")[2].ravel()
+    else:
+        at = {d: xr.DataArray(scene[f"gcp_{n}"].values, dims="gcp") for d, n in (("y", "row"), ("x", "col"))}
+        angle = scene.incidence_angle.sel(at, method="nearest").values.astype(float)
+    return scene.assign_coords(gcp_incidence=("gcp", angle, {"units": "degree"}))
