@@ -14,15 +14,21 @@ from pathlib import Path
 
 SECTIONS = [("tutorials", "Tutorials"), ("runs", "Runs"), ("explanations", "Explanations"), ("gallery", "Gallery")]
 FIRST = ("runs/pretrain", "runs/finetune", "tutorials/first_pretraining")  # before the others of their section
-LAYERS = {
-    "0": "Foundations",
-    "1": "Scenes and stores",
-    "2": "Patches",
-    "3": "Models",
-    "4": "Training",
-    "5": "Evaluation",
-    "6": "Seeing",
-    "7": "Running",
+ROOMS = {  # folder of the library: what its pages are called together
+    "": "Foundations and command line",
+    "05_io": "Files",
+    "10_scenes": "Scenes",
+    "15_datasets": "Data sets",
+    "20_patches": "Patches",
+    "30_models": "Models",
+    "35_tasks": "Tasks",
+    "40_train": "Training",
+    "50_evaluation": "Evaluation",
+    "60_viz": "Seeing",
+    "70_runs": "Running",
+    "80_ice": "Sea ice",
+    "81_land": "Land",
+    "82_flood": "Floods",
 }
 ELSEWHERE = {  # types of other packages, linked to their documentation
     "Tensor": "https://docs.pytorch.org/docs/stable/tensors.html",
@@ -289,7 +295,7 @@ def heading(path: Path) -> tuple[str, str, bytes]:
 
 
 def contents(app) -> str:
-    """Write what follows the front page: cards by section, the library by layer, and the site's contents."""
+    """Write what follows the front page: cards by section, the library by room, and the site's contents."""
     docs, source = sorted(app.env.found_docs), Path(app.srcdir)
     thumbs = Path(app.confdir) / "_assets/thumbs"
     thumbs.mkdir(parents=True, exist_ok=True)
@@ -316,21 +322,22 @@ def contents(app) -> str:
         shown += [f"## {caption}", "", '<div class="sarfm-cards">' + "".join(cards) + "</div>", ""]
         trees.append(tree(caption, names))
     library = [d for d in docs if re.match(r"\d\d_", d)]
-    lines = ["| Layer | Module | What it is for |", "|---|---|---|"] if library else []
-    for digit, caption in LAYERS.items():
-        names = [d for d in library if d.startswith(digit)]
+    lines = ["| Room | Module | What it is for |", "|---|---|---|"] if library else []
+    for room, caption in ROOMS.items():
+        names = [d for d in library if d.rpartition("/")[0] == room]
         for at, name in enumerate(names):
             what, says, _ = heading(source / f"{name}.ipynb")
-            layer = f"**{caption}**" if at == 0 else ""
+            module = ".".join(part.partition("_")[2] for part in name.split("/"))
             lines.append(
-                f"| {layer} | [`{name.partition('_')[2]}`]({name}.ipynb) | **{what}.** {says.replace('|', chr(92) + '|')} |"
+                f"| {f'**{caption}**' if at == 0 else ''} | [`{module}`]({name}.ipynb) "
+                f"| **{what}.** {says.replace('|', chr(92) + '|')} |"
             )
         if names:
             trees.append(tree(caption, names))
     reference = ["api"] if "api" in docs else []
     more = tree("Reference", [*reference, "Index <genindex>"])
     return "\n".join(
-        [*shown, "## Library, by layer", "", ":::{rst-class} sarfm-library", "", *lines, ":::", "", *trees, more]
+        [*shown, "## Library, by room", "", ":::{rst-class} sarfm-library", "", *lines, ":::", "", *trees, more]
     )
 
 

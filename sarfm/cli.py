@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .files import read_json
+from .io.files import read_json
 from .runs.folders import check_same_run, code_commit, read_run
 from sarfm.runs.notebooks import (
     RunFailed,
@@ -218,7 +218,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 def _data(arguments: argparse.Namespace) -> int:
     """List, show, fetch, check or prepare data sets."""
-    catalog = importlib.import_module("sarfm.data.catalog")
+    catalog = importlib.import_module("sarfm.datasets.catalog")
     if arguments.action == "list":
         print(catalog.list_table().to_string(index=False))
     elif arguments.action == "show":
@@ -236,7 +236,7 @@ def _data(arguments: argparse.Namespace) -> int:
 
 def _prepare(arguments: argparse.Namespace) -> None:
     """Cut a data set into a patch store, and print where it is and what is in it."""
-    patches = importlib.import_module("sarfm.data.patches")
+    patches = importlib.import_module("sarfm.patches.prepare")
     given = {name: getattr(arguments, name) for name in ("size", "scales", "average", "jobs", "cache")}
     edge = arguments.edge or ("shift" if arguments.scales else "pad")
     stride = arguments.stride or arguments.size

@@ -25,16 +25,16 @@ import zarr
 from test_mae_reference import pair, reference
 from torch.utils.flop_counter import FlopCounterMode
 
-from sarfm.data.contract import InputContract
-from sarfm.data.patches import write_store
-from sarfm.data.scenes import make_scene
-from sarfm.evaluation.icescore import ChartCounts, chart_scores
 from sarfm.evaluation.predict import predict_scene, tile_starts
-from sarfm.files import write_json
+from sarfm.ice.score import ChartCounts, chart_scores
+from sarfm.io.files import write_json
 from sarfm.models.heads import Segmenter
 from sarfm.models.mae import MAE
 from sarfm.models.masking import hide_highest
 from sarfm.models.vit import build_encoder
+from sarfm.patches.contract import InputContract
+from sarfm.patches.prepare import write_store
+from sarfm.scenes.open import make_scene
 
 TRIES = 5
 CHANNELS = (3, 12)

@@ -22,16 +22,16 @@ import torch
 from test_catalog import Server
 from test_runs import write_toy
 
-from sarfm.data.contract import InputContract
-from sarfm.data.patches import write_store
-from sarfm.data.scenes import make_scene, save_scene
-from sarfm.download import download
-from sarfm.files import sha256, unpack, write_json
+from sarfm.io.download import download
+from sarfm.io.files import sha256, unpack, write_json
 from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
 from sarfm.models.weights import save_model
+from sarfm.patches.contract import InputContract
+from sarfm.patches.prepare import write_store
 from sarfm.runs.folders import RunFolder
 from sarfm.runs.notebooks import run_notebook
+from sarfm.scenes.open import make_scene, save_scene
 from sarfm.train.checkpoints import AtomicCheckpointIO
 
 PARAMETERS = 'out: str = "runs/toy"  # folder of the run\nsize: int = 4  # lines printed, >= 0'

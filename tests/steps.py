@@ -61,7 +61,7 @@ def lint(folder: Path) -> None:
 
 
 def layers(folder: Path) -> None:
-    """Modules import only from lower numbers."""
+    """A room imports only from rooms below it."""
     call("lint-imports", "--no-cache")
 
 

@@ -1,4 +1,4 @@
-"""`sarfm.data.ai4arctic`: both editions become the same Scenes, and what is wrong with a file is said."""
+"""`sarfm.ice.ai4arctic`: both editions become the same Scenes, and what is wrong with a file is said."""
 
 import pickle
 
@@ -10,12 +10,12 @@ import xarray as xr
 from pyproj import Transformer
 
 from sarfm.cli import main
-from sarfm.data.ai4arctic import STATISTICS, SYSTEM_1_STATISTICS, open_ai4arctic, parse_name, upsample
-from sarfm.data.catalog import check, entry_files, list_table, open_dataset, show_entry
-from sarfm.data.entries import load_entry
-from sarfm.data.icechart import CHARTS
-from sarfm.data.layout import check_scene, label_names
-from sarfm.files import CorruptData
+from sarfm.datasets.catalog import check, entry_files, list_table, open_dataset, show_entry
+from sarfm.datasets.entries import load_entry
+from sarfm.ice.ai4arctic import STATISTICS, SYSTEM_1_STATISTICS, open_ai4arctic, parse_name, upsample
+from sarfm.ice.charts import CHARTS
+from sarfm.io.files import CorruptData
+from sarfm.scenes.scene import check_scene, label_names
 
 RAW = "S1A_EW_GRDM_1SDH_20190430T101830_20190430T101930_027018_030AD3_9C47_icechart_cis_SGRDIEA_20190430T1020Z_pl_a.nc"
 RAW_DMI = (
@@ -257,7 +257,7 @@ def test_lazy_is_the_same(request, tmp_path, edition):
 
 def test_lazy_reads_only_what_is_asked(raw, tmp_path, monkeypatch):
     path, read = put(raw, tmp_path / RAW), []
-    import sarfm.data.ai4arctic as module
+    import sarfm.ice.ai4arctic as module
 
     original = module._read
     monkeypatch.setattr(module, "_read", lambda p, n, *w: read.append((n, *w)) or original(p, n, *w))

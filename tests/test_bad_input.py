@@ -11,19 +11,19 @@ import torch
 import xarray as xr
 from affine import Affine
 
-from sarfm.data.catalog import check, fetch, open_dataset
-from sarfm.data.contract import InputContract
-from sarfm.data.entries import load_entry
-from sarfm.data.layout import make_scene
-from sarfm.data.patches import write_store
-from sarfm.data.scenes import OpenQuestion, open_scene, save_scene
-from sarfm.data.store import restore
+from sarfm.datasets.catalog import check, fetch, open_dataset
+from sarfm.datasets.entries import load_entry
 from sarfm.evaluation.predict import reconstruct_scene
-from sarfm.files import CorruptData
+from sarfm.io.files import CorruptData
 from sarfm.models.mae import MAE
 from sarfm.models.masking import random_mask
 from sarfm.models.vit import Encoder
 from sarfm.models.weights import load_model, save_model
+from sarfm.patches.contract import InputContract
+from sarfm.patches.prepare import write_store
+from sarfm.patches.store import restore
+from sarfm.scenes.open import OpenQuestion, open_scene, save_scene
+from sarfm.scenes.scene import make_scene
 
 
 def files_in(folder: Path) -> set[str]:
@@ -189,7 +189,7 @@ def test_missing_files_say_how_to_get_them(tmp_path):
 
 
 def test_nothing_half_written_under_the_final_name(tmp_path, monkeypatch):
-    import sarfm.files
+    import sarfm.io.files
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -197,7 +197,7 @@ def test_nothing_half_written_under_the_final_name(tmp_path, monkeypatch):
     scene = toy_scene()
     save_scene(scene, tmp_path / "scene.nc")
     before = (tmp_path / "scene.nc").read_bytes()
-    monkeypatch.setattr(sarfm.files.os, "fsync", full)
+    monkeypatch.setattr(sarfm.io.files.os, "fsync", full)
     with pytest.raises(OSError, match=r"scene\.nc"):
         save_scene(toy_scene(seed=1), tmp_path / "scene.nc")
     assert files_in(tmp_path) == {"scene.nc"} and (tmp_path / "scene.nc").read_bytes() == before

@@ -26,9 +26,9 @@ PICTURES = Path(__file__).parents[1] / "test-results"
 
 MODEL = """
 import torch
-from sarfm.data.catalog import open_dataset
-from sarfm.data.contract import InputContract
-from sarfm.data.scenes import stack_channels
+from sarfm.datasets.catalog import open_dataset
+from sarfm.patches.contract import InputContract
+from sarfm.scenes.open import stack_channels
 from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
 
@@ -373,10 +373,10 @@ ICE = """
 import numpy as np
 import xarray as xr
 from pyproj import CRS, Transformer
-from sarfm.data.icechart import chart_label
-from sarfm.data.scenes import make_scene
-from sarfm.data.simulate import simulate_ice
-from sarfm.viz.icecharts import chart_map
+from sarfm.ice.charts import chart_label
+from sarfm.scenes.open import make_scene
+from sarfm.scenes.simulate import simulate_ice
+from sarfm.ice.figures import chart_map
 
 def swath(lon, lat, side=300, step=300.0):
     polar, half = CRS.from_epsg(3413), side / 2

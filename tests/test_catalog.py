@@ -1,4 +1,4 @@
-"""`sarfm.data.catalog` and `sarfm.download`: entries are checked, files are verified, a folder needs only a YAML file."""
+"""`sarfm.datasets.catalog` and `sarfm.io.download`: entries are checked, files are verified, a folder needs only a YAML file."""
 
 import hashlib
 import io
@@ -16,10 +16,10 @@ import rioxarray  # noqa: F401 (the accessor .rio)
 import yaml
 from PIL import Image
 
-from sarfm.data.catalog import Scenes, check, entry_files, fetch, list_table, open_dataset, show_entry
-from sarfm.data.entries import catalog_names, data_folder, entry_folder, entry_schema, load_entry
-from sarfm.download import download
-from sarfm.files import CorruptData, StoreLocked, carried, lock, read_json, sha256
+from sarfm.datasets.catalog import Scenes, check, entry_files, fetch, list_table, open_dataset, show_entry
+from sarfm.datasets.entries import catalog_names, data_folder, entry_folder, entry_schema, load_entry
+from sarfm.io.download import download
+from sarfm.io.files import CorruptData, StoreLocked, carried, lock, read_json, sha256
 
 CONTENT = random.Random(1).randbytes(300_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -227,7 +227,7 @@ def test_every_entry_that_comes_with_sarfm_states_its_terms(name):
 
 def test_exported_schema_is_up_to_date():
     assert read_json(carried("data_catalogs") / "schema.json") == json.loads(json.dumps(entry_schema())), (
-        "run nbs/05_data.entries.ipynb"
+        "run nbs/15_datasets/01_entries.ipynb"
     )
 
 

@@ -111,7 +111,7 @@ def test_prepare_cuts_at_several_scales(tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert "from 2 scenes" in said[0] and said[1].split() == ["spacing_m", "scenes", "patches", "valid"]
     assert [line.split()[1:3] for line in said[2:4]] == [["1", "32"], ["1", "15"]] or len(said) == 5
-    from sarfm.data.store import open_store
+    from sarfm.patches.store import open_store
 
     store = open_store(said[-1])
     assert set(store.index["scene"]) == {"borneo@2x", "borneo@3x"} and (store.index["height"] == 32).all()
@@ -122,7 +122,7 @@ def test_prepare_cuts_at_several_scales(tmp_path, capsys):
 
 def test_prepare_without_scales_pads(tmp_path, capsys):
     assert main(["data", "prepare", "borneo", "--size", "128", "--cache", str(tmp_path)]) == 0
-    from sarfm.data.patches import prepare_store
+    from sarfm.patches.prepare import prepare_store
 
     path = capsys.readouterr().out.splitlines()[-1]
     assert str(prepare_store("borneo", size=128, stride=128, cache=tmp_path, progress=False).path) == path

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from sarfm.data.contract import InputContract, streaming_statistics
-from sarfm.data.patches import write_store
-from sarfm.data.scenes import make_scene
+from sarfm.patches.contract import InputContract, streaming_statistics
+from sarfm.patches.prepare import write_store
+from sarfm.scenes.open import make_scene
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_contracts_that_make_no_sense(store):
 
 def two_scales(scene, tmp_path):
     """Cut a scene at 10 and 40 m."""
-    from sarfm.data.scales import ScaledScenes
+    from sarfm.patches.scales import ScaledScenes
 
     return write_store(ScaledScenes({"a": scene}, [1, 4]), tmp_path / "t.zarr", size=16, progress=False)
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from sarfm import cli
-from sarfm.data.contract import InputContract
-from sarfm.data.entries import load_entry
-from sarfm.evaluation.files import (
+from sarfm.datasets.entries import load_entry
+from sarfm.evaluation.predict import predict_scene
+from sarfm.evaluation.unseen import (
     candidates,
     count_images,
     image_scores,
@@ -24,12 +24,12 @@ from sarfm.evaluation.files import (
     scoreable,
     trained_on,
 )
-from sarfm.evaluation.predict import predict_scene
-from sarfm.files import write_json
+from sarfm.io.files import write_json
 from sarfm.models.heads import Segmenter
 from sarfm.models.mae import MAE
 from sarfm.models.vit import build_encoder
 from sarfm.models.weights import load_model, save_model
+from sarfm.patches.contract import InputContract
 
 LAYOUT = """
 id: pairs
@@ -364,7 +364,7 @@ def test_images_that_were_trained_on_are_found_under_any_name(home, entry, tmp_p
             (tmp_path / part / f"copy{number}.png").write_bytes((data / part / f"{name}.png").read_bytes())
     learnt = json.loads((home / "run" / "run.json").read_text())["parameters"]
     found = candidates(entry, tmp_path, "flood")[0]
-    from sarfm.data.splits import split_by_block
+    from sarfm.patches.splits import split_by_block
 
     index = pd.DataFrame({"scene": [f"{k:02}" for k in range(10)], "patch": 0})
     train = set(index["scene"][split_by_block(index, 10) == "train"])

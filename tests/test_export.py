@@ -7,10 +7,10 @@ import xarray as xr
 from pyproj import CRS, Transformer
 from rasterio.transform import from_origin
 
-from sarfm.data.geometry import SwathMap, tie_point_lonlat
-from sarfm.data.icechart import chart_label
-from sarfm.data.scenes import make_scene, open_scene
 from sarfm.evaluation.export import write_cog
+from sarfm.ice.charts import chart_label
+from sarfm.scenes.open import make_scene, open_scene
+from sarfm.scenes.place import SwathMap, tie_point_lonlat
 
 REAL = ["S1A_EW_GRDM_1SDH_20161005T142446.tif", "S1B_EW_GRDM_1SDH_20161005T101835.tif"]
 

@@ -40,24 +40,24 @@ from test_catalog import CONTENT, Server, get, written
 from test_patches import a_scene, digests, start_writer, write_six
 from test_runs import PARAMETERS, alive, start, wait_for_steps, write_toy
 
-from sarfm.data.catalog import check, open_dataset
-from sarfm.data.contract import InputContract
-from sarfm.data.entries import load_entry
-from sarfm.data.loading import CropDataset, PatchDataModule
-from sarfm.data.patches import open_store, write_store
-from sarfm.data.scenes import make_scene, open_scene, save_scene
-from sarfm.download import download
-from sarfm.files import CorruptData, StoreLocked, sha256
+from sarfm.datasets.catalog import check, open_dataset
+from sarfm.datasets.entries import load_entry
+from sarfm.io.download import download
+from sarfm.io.files import CorruptData, StoreLocked, sha256
 from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
 from sarfm.models.weights import load_model, save_model
+from sarfm.patches.contract import InputContract
+from sarfm.patches.loading import CropDataset, PatchDataModule
+from sarfm.patches.prepare import open_store, write_store
 from sarfm.runs.folders import read_run
 from sarfm.runs.notebooks import check_parameters, run_notebook
 from sarfm.runs.sweeps import read_sweep
+from sarfm.scenes.open import make_scene, open_scene, save_scene
 from sarfm.train.checkpoints import TRAILER, AtomicCheckpointIO
 from sarfm.train.pretrain import PretrainTask
-from sarfm.train.task import NonFiniteLoss
 from sarfm.train.trainer import fit
+from sarfm.train.training import NonFiniteLoss
 
 ROOT = Path(__file__).parents[1]
 

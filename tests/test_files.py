@@ -1,4 +1,4 @@
-"""`sarfm.files`: writes survive kills and full disks, names and archives stay inside, one writer at a time."""
+"""`sarfm.io.files`: writes survive kills and full disks, names and archives stay inside, one writer at a time."""
 
 import io
 import json
@@ -14,7 +14,7 @@ import zipfile
 
 import pytest
 
-from sarfm.files import (
+from sarfm.io.files import (
     CorruptData,
     StoreLocked,
     atomic_path,
@@ -40,7 +40,7 @@ def python(code, *arguments):
 def test_kill_while_writing_leaves_the_old_or_the_new_file(tmp_path):
     code = """
         import sys
-        from sarfm.files import atomic_write
+        from sarfm.io.files import atomic_write
         for k in range(10**6):
             with atomic_write(sys.argv[1]) as file:
                 for _ in range(50):
@@ -73,7 +73,7 @@ def test_error_keeps_the_old_file_and_leaves_no_litter(tmp_path):
 def test_full_disk_names_file_and_size(tmp_path):
     code = """
         import resource, sys
-        from sarfm.files import atomic_write
+        from sarfm.io.files import atomic_write
         resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
         try:
             with atomic_write(sys.argv[1]) as file:
@@ -293,7 +293,7 @@ def test_good_archives_are_unpacked(tmp_path):
 
 WRITER = """
     import sys, time
-    from sarfm.files import lock
+    from sarfm.io.files import lock
     with lock(sys.argv[1]):
         print("locked", flush=True)
         time.sleep(60)
@@ -317,7 +317,7 @@ def test_second_writer_is_told_who_writes(tmp_path):
 def test_lock_of_a_dead_process_with_living_children_is_recovered(tmp_path):
     code = """
         import os, sys, time
-        from sarfm.files import lock
+        from sarfm.io.files import lock
         with lock(sys.argv[1]):
             worker = os.fork()
             if worker == 0:
@@ -341,7 +341,7 @@ def test_lock_of_a_dead_process_with_living_children_is_recovered(tmp_path):
 def test_no_update_is_lost_between_two_writers(tmp_path):
     code = """
         import sys, time
-        from sarfm.files import StoreLocked, lock, read_json, write_json
+        from sarfm.io.files import StoreLocked, lock, read_json, write_json
         done = 0
         while done < 100:
             try:
@@ -364,7 +364,9 @@ def test_carried_folders():
 
 
 def test_import_is_cheap():
-    code = "import sys, sarfm.files; print(sorted({'numpy', 'torch', 'xarray', 'pydantic', 'tqdm'} & set(sys.modules)))"
+    code = (
+        "import sys, sarfm.io.files; print(sorted({'numpy', 'torch', 'xarray', 'pydantic', 'tqdm'} & set(sys.modules)))"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

@@ -21,6 +21,7 @@ NOTEBOOKS = sorted(
     p for p in (root / "nbs").rglob("*.ipynb") if not MADE & set(p.relative_to(root / "nbs").parts[1:-1])
 )
 LIBRARY = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name)]
+ROOM = re.compile(r"\d\d_(\w+)")
 short = lambda path: str(path.relative_to(root))
 
 
@@ -64,15 +65,45 @@ def test_readme_is_made_from_the_index():
     assert (root / "README.md").read_text(encoding="utf-8") == make(root / "nbs/index.ipynb"), "run `make readme`"
 
 
-def test_layers_contract_is_the_order_of_the_notebooks():
+def module_of(path: Path) -> str:
+    """Name the module that a library notebook exports: its room and its own name."""
+    room = [] if path.parent.name == "nbs" else [ROOM.fullmatch(path.parent.name)[1]]
+    return ".".join(["sarfm", *room, path.stem[3:]])
+
+
+def imported(path: Path) -> set[str]:
+    """List the modules of sarfm that a module names in its imports, wherever they stand."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            package = ["sarfm", *path.relative_to(root / "sarfm").parts[:-1]]
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            found.add(".".join([*base, *([node.module] if node.module else [])]))
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_rooms_of_the_contract_are_the_folders():
     parser = ConfigParser()
     parser.read(root / ".importlinter")
-    layers = parser["importlinter:contract:layers"]["layers"].split("\n")
-    rank = {name: k for k, layer in enumerate(layers) for name in re.findall(r"[\w.]+", layer)}
-    number = {"sarfm." + path.stem[3:]: int(path.name[:2]) for path in LIBRARY}
-    assert sorted(number) == sorted(rank), ".importlinter lists each notebook's module, and no other"
-    order = [number[module] for module in sorted(rank, key=lambda module: (rank[module], -number[module]))]
-    assert order == sorted(order, reverse=True)
+    layers = re.findall(r"sarfm\.(\w+)", parser["importlinter:contract:rooms"]["layers"])
+    folders = {p.parent if p.parent.name != "nbs" else p for p in LIBRARY}
+    rooms = sorted(folders, key=lambda p: p.name, reverse=True)
+    names = [ROOM.fullmatch(p.stem)[1] for p in rooms]
+    wings = {n for n, p in zip(names, rooms, strict=True) if p.name >= "80"}
+    assert [n for n in layers if n not in wings] == [n for n in names if n not in wings]
+    assert set(layers) == set(names), "each room stands in .importlinter, and no other"
+
+
+def test_a_room_is_ordered_by_its_numbers():
+    number = {module_of(p): (p.parent.name, int(p.name[:2])) for p in LIBRARY}
+    wrong = []
+    for module, (room, own) in number.items():
+        for other in imported(root / (module.replace(".", "/") + ".py")) & set(number):
+            if number[other][0] == room and number[other][1] >= own and other != module:
+                wrong.append(f"{module} ({own:02}) imports {other} ({number[other][1]:02})")
+    assert not wrong, "\n".join(wrong)
 
 
 # ---- notebooks ----------------------------------------------------------------------------------------------------
@@ -95,16 +126,16 @@ def test_notebook_is_fit_to_be_committed(path):
 def test_library_notebook_stores_outputs_and_names_its_module(path):
     code = cells(path, "code")
     module = [re.search(r"default_exp (\S+)", c["source"])[1] for c in code if "#| default_exp" in c["source"]]
-    assert module == [path.stem[3:]]
+    assert module == [module_of(path).removeprefix("sarfm.")]
     assert any(c["outputs"] for c in code), "no stored output: run the notebook"
 
 
 # ---- code ---------------------------------------------------------------------------------------------------------
 
 FORBIDDEN = {
-    r"torch\.save\((?!\w+, (file|writer)\))": "sarfm.files.atomic_write",
-    r"\bopen\([^)\n]*[\"'][wax]b?\+?[\"']": "sarfm.files.atomic_write",
-    r"\.write_(text|bytes)\(": "sarfm.files.atomic_write",
+    r"torch\.save\((?!\w+, (file|writer)\))": "sarfm.io.files.atomic_write",
+    r"\bopen\([^)\n]*[\"'][wax]b?\+?[\"']": "sarfm.io.files.atomic_write",
+    r"\.write_(text|bytes)\(": "sarfm.io.files.atomic_write",
     r"except Exception|except BaseException|except:": "the errors that are expected",
     r"^from \S+ import \*|^\s+from \S+ import \*": "names",
     r"weights_only=False": "weights_only=True",
@@ -118,7 +149,7 @@ def test_module_avoids_what_breaks(path):
     text = path.read_text(encoding="utf-8")
     code = re.sub(r"(?m)^\s*#.*$", "", text)
     for pattern, instead in FORBIDDEN.items():
-        if path.name in ("files.py", "download.py") and instead == "sarfm.files.atomic_write":
+        if path.name in ("files.py", "download.py") and instead == "sarfm.io.files.atomic_write":
             continue  # the one writes for all, the other continues a file that is not complete yet
         found = [m[0] for m in re.finditer(pattern, code, re.M)]
         assert not found, f"{found}: use {instead}"

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from sarfm.evaluation.icetables import lead_table, read_trials
+from sarfm.ice.tables import lead_table, read_trials
 from sarfm.runs.folders import read_run
 from sarfm.runs.notebooks import check_parameters, notebook_path, preset_names, read_preset
 
@@ -106,7 +106,7 @@ def test_a_sea_ice_sweep_is_killed_continues_and_reports(tmp_path, system):
 
 
 def test_pretraining_and_fine_tuning_share_no_scene(tmp_path):
-    from sarfm.data.splits import protocol_lists
+    from sarfm.patches.splits import protocol_lists
 
     index = pd.DataFrame(
         {"scene": [f"s{k:03d}_{('cis', 'dmi')[k % 2]}@5x" for k in range(60)], "part": ["train"] * 50 + ["test"] * 10}

@@ -1,4 +1,4 @@
-"""`sarfm.data.icechart`: polygon codes become charts exactly as in the source, quirks included."""
+"""`sarfm.ice.charts`: polygon codes become charts exactly as in the source, quirks included."""
 
 import itertools
 
@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sarfm.data.entries import load_entry
-from sarfm.data.icechart import CHARTS, chart_label, chart_of, classify, draw_charts, parse_codes
+from sarfm.datasets.entries import load_entry
+from sarfm.ice.charts import CHARTS, chart_label, chart_of, classify, draw_charts, parse_codes
 
 HEADER = "id;CT;CA;SA;FA;CB;SB;FB;CC;SC;FC;CN;CD;CF;POLY_TYPE"
 

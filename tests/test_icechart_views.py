@@ -9,9 +9,11 @@ import pytest
 import xarray as xr
 from pyproj import CRS, Transformer
 
-from sarfm.data.icechart import CHARTS, chart_label
-from sarfm.data.scenes import make_scene
-from sarfm.viz import chartmap, charts, icecharts
+from sarfm.ice import figures as icecharts
+from sarfm.ice.charts import CHARTS, chart_label
+from sarfm.scenes.open import make_scene
+from sarfm.viz import classes as charts
+from sarfm.viz import prediction_map as chartmap
 from sarfm.viz.figures import class_colours, escape
 
 POLAR = CRS.from_epsg(3413)
@@ -56,7 +58,7 @@ def guessed(scene):
 
 def reconstruction(scene, ratio=0.75):
     """What reconstruct_scene returns, without a model."""
-    from sarfm.data.scenes import stack_channels
+    from sarfm.scenes.open import stack_channels
 
     image = stack_channels(scene, ["hh", "hv"])
     hidden = np.random.default_rng(0).random(image.shape[1:]) < ratio
@@ -221,7 +223,7 @@ def test_scale_bar_tells_the_distance(scene):
 
 @pytest.mark.parametrize("turn", [0.0, 0.6, 2.5])
 def test_arrow_points_where_latitude_grows(turn):
-    from sarfm.data.layout import scene_lonlat
+    from sarfm.scenes.scene import scene_lonlat
 
     scene = swath(turn=turn)
     right, down = charts.north(scene)

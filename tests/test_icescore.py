@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sarfm.evaluation.icescore import (
+from sarfm.ice.score import (
     CLASSES,
     ChartCounts,
     chart_scores,

@@ -34,8 +34,8 @@ def sparse_scene(folder: Path, height: int, width: int):
     import dask.array as da
     from pyproj import Transformer
 
-    from sarfm.data.icechart import chart_label
-    from sarfm.data.scenes import make_scene
+    from sarfm.ice.charts import chart_label
+    from sarfm.scenes.open import make_scene
 
     folder.mkdir(parents=True, exist_ok=True)
     rng, bands, chunks = np.random.default_rng(0), {}, da.core.normalize_chunks((BLOCK, BLOCK), shape=(height, width))
@@ -76,10 +76,10 @@ def model_of(charts: str):
 
 def work(what: str, folder: Path, height: int, width: int) -> None:
     """Do one of the things that are measured."""
-    from sarfm.data.contract import InputContract
-    from sarfm.data.patches import write_store
     from sarfm.evaluation.export import write_cog
     from sarfm.evaluation.predict import open_prediction, predict_file
+    from sarfm.patches.contract import InputContract
+    from sarfm.patches.prepare import write_store
 
     scene = sparse_scene(folder, height, width)
     contract = InputContract(

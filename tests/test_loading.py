@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 import torch
 
-from sarfm.data.contract import InputContract
-from sarfm.data.loading import IGNORE, CropDataset, PatchDataModule, StepSampler, remap_table, turn
-from sarfm.data.patches import write_store
-from sarfm.data.scenes import make_scene
-from sarfm.data.splits import make_split
+from sarfm.patches.contract import InputContract
+from sarfm.patches.loading import IGNORE, CropDataset, PatchDataModule, StepSampler, remap_table, turn
+from sarfm.patches.prepare import write_store
+from sarfm.patches.splits import make_split
+from sarfm.scenes.open import make_scene
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_bad_arguments(store, contract, case):
 
 @pytest.fixture(scope="module")
 def scales(tmp_path_factory):
-    from sarfm.data.scales import ScaledScenes
+    from sarfm.patches.scales import ScaledScenes
 
     g = np.random.default_rng(0)
     hh = g.normal(-14, 3, (320, 300)).astype(np.float32)
@@ -273,7 +273,7 @@ def test_every_spacing_is_equally_likely(scales):
 
 
 def test_resized_crops_are_torchs_and_leak_nothing():
-    from sarfm.data.loading import resize_crop
+    from sarfm.patches.loading import resize_crop
 
     g = np.random.default_rng(0)
     for height, width, side in ((20, 31, 24), (40, 40, 24), (13, 13, 32), (7, 60, 16)):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sarfm.evaluation.metrics import bootstrap_interval, confusion, confusions, reconstruction_scores, scores
 from sarfm.evaluation.report import as_markdown, collect_runs, flatten_metrics, fold_table
-from sarfm.files import write_json
+from sarfm.io.files import write_json
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7])

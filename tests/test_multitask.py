@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sarfm.data.contract import InputContract
-from sarfm.models.baselines import BASELINES, build_baseline
 from sarfm.models.heads import MultiSegmenter, chart_classes
 from sarfm.models.mae import MAE
+from sarfm.models.networks import BASELINES, build_baseline
 from sarfm.models.tokens import patchify
 from sarfm.models.vit import Encoder, build_encoder
 from sarfm.models.weights import build_model, load_encoder, load_model, save_model
+from sarfm.patches.contract import InputContract
 from sarfm.train.finetune import evaluate_segmentation
 from sarfm.train.multitask import MultiTask, evaluate_charts, squared_error
 

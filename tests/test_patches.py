@@ -13,12 +13,12 @@ import pytest
 import xarray as xr
 import zarr
 
-from sarfm.data.patches import DatedScenes, open_store, prepare_store, restore, write_store
-from sarfm.data.scenes import make_scene
-from sarfm.data.shards import map_shard, write_shard
-from sarfm.data.store import patch_corners
-from sarfm.data.windows import window_starts
-from sarfm.files import CorruptData, StoreLocked
+from sarfm.io.files import CorruptData, StoreLocked
+from sarfm.patches.cut import window_starts
+from sarfm.patches.prepare import DatedScenes, open_store, prepare_store, restore, write_store
+from sarfm.patches.shards import map_shard, write_shard
+from sarfm.patches.store import patch_corners
+from sarfm.scenes.open import make_scene
 
 
 def a_scene(height=150, width=203, dates=None, place="crs", seed=0, mask=False):
@@ -242,7 +242,7 @@ def start_writer(path):
 
 def digests(path):
     """Hash every file of a store."""
-    from sarfm.files import sha256
+    from sarfm.io.files import sha256
 
     return {p.relative_to(path).as_posix(): sha256(p) for p in sorted(path.rglob("*")) if p.is_file()}
 
@@ -402,8 +402,8 @@ def test_stores_of_before_keep_their_names_and_plans(tmp_path):
     """What prepare_store hashes, and what write_store compares, without the arguments that came later."""
     import hashlib
 
-    from sarfm.data.entries import entry_folder, load_entry
-    from sarfm.data.patches import _sources
+    from sarfm.datasets.entries import entry_folder, load_entry
+    from sarfm.patches.prepare import _sources
 
     entry, where = load_entry("borneo"), entry_folder("borneo", None)
     cut = dict(size=64, stride=64, channels=None, times="channels", labels=None)
@@ -432,7 +432,7 @@ def many():
 
 
 def test_several_processes_write_the_same_store(tmp_path):
-    from sarfm.data.scales import ScaledScenes
+    from sarfm.patches.scales import ScaledScenes
 
     cut = dict(size=32, edge="shift", progress=False, shard_mb=0.1)
     for name, scenes in (("plain", many()), ("scales", ScaledScenes(DatedScenes(many()), [2, 3]))):
@@ -458,7 +458,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 from collections.abc import Mapping
 from test_patches import many
-from sarfm.data.patches import write_store
+from sarfm.patches.prepare import write_store
 
 class Slow(Mapping):
     def __init__(self): self.scenes = many()

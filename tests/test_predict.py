@@ -14,8 +14,6 @@ import torch
 import xarray as xr
 from torch import nn
 
-from sarfm.data.contract import InputContract
-from sarfm.data.scenes import make_scene
 from sarfm.evaluation import predict
 from sarfm.evaluation.predict import (
     open_prediction,
@@ -26,9 +24,11 @@ from sarfm.evaluation.predict import (
     tile_scores,
     tile_starts,
 )
-from sarfm.files import CorruptData, StoreLocked, lock
+from sarfm.io.files import CorruptData, StoreLocked, lock
 from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
+from sarfm.patches.contract import InputContract
+from sarfm.scenes.open import make_scene
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)
 

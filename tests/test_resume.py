@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sarfm.data.contract import InputContract
-from sarfm.data.loading import PatchDataModule
-from sarfm.data.patches import open_store
+from sarfm.patches.contract import InputContract
+from sarfm.patches.loading import PatchDataModule
+from sarfm.patches.prepare import open_store
 from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
 from sarfm.train.pretrain import PretrainTask
@@ -69,7 +69,7 @@ def train(folder, out, precision, workers, steps, pause):
 def serve():
     """Fork a training for every line of arguments: the imports are paid once, those of the workers too."""
     torch.set_num_threads(1)
-    forkserver.set_forkserver_preload(["sarfm.data.loading"])
+    forkserver.set_forkserver_preload(["sarfm.patches.loading"])
     forkserver.ensure_running()
     print("ready", flush=True)
     for line in sys.stdin:
@@ -94,8 +94,8 @@ if __name__ == "__main__":
 def prepared(tmp_path_factory):
     import numpy as np
 
-    from sarfm.data.patches import write_store
-    from sarfm.data.scenes import make_scene
+    from sarfm.patches.prepare import write_store
+    from sarfm.scenes.open import make_scene
 
     folder = tmp_path_factory.mktemp("resume")
     generator = np.random.default_rng(0)

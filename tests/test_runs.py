@@ -13,7 +13,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from sarfm.files import StoreLocked, lock
+from sarfm.io.files import StoreLocked, lock
 from sarfm.runs.folders import RunFolder, read_run
 from sarfm.runs.notebooks import (
     RunFailed,

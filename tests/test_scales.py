@@ -8,10 +8,10 @@ import pytest
 import torch
 import xarray as xr
 
-from sarfm.data.layout import scene_lonlat, spacing_m
-from sarfm.data.patches import restore, write_store
-from sarfm.data.scales import ScaledScenes, coarse_size, downscale
-from sarfm.data.scenes import check_scene, make_scene
+from sarfm.patches.prepare import restore, write_store
+from sarfm.patches.scales import ScaledScenes, coarse_size, downscale
+from sarfm.scenes.open import check_scene, make_scene
+from sarfm.scenes.scene import scene_lonlat, spacing_m
 
 
 def ice(height=143, width=160, seed=0, **attrs):
@@ -66,7 +66,7 @@ def test_db_is_what_the_sources_do(factor, shape):
 
 @pytest.mark.parametrize("length", [9999, 10_000, 10_001, 10_417])
 def test_nearest_is_torchs_at_full_size(length):
-    from sarfm.data.scales import nearest_axis
+    from sarfm.patches.scales import nearest_axis
 
     numbers = torch.arange(length, dtype=torch.float64)[None, None]
     for factor in range(2, 11):

@@ -8,9 +8,9 @@ import rasterio
 import rioxarray  # noqa: F401 (the rio accessor)
 import xarray as xr
 
-from sarfm.data import rasters
-from sarfm.data.geometry import tie_point_lonlat
-from sarfm.data.scenes import (
+from sarfm.io.files import CorruptData
+from sarfm.scenes import rasters
+from sarfm.scenes.open import (
     OpenQuestion,
     channel_names,
     check_scene,
@@ -22,7 +22,7 @@ from sarfm.data.scenes import (
     spacing_m,
     stack_channels,
 )
-from sarfm.files import CorruptData
+from sarfm.scenes.place import tie_point_lonlat
 
 UTM = {"crs": "EPSG:32633", "transform": (10.0, 0.0, 5e5, 0.0, -10.0, 5e6)}
 DB = {"units": "dB", "quantity": "sigma0"}

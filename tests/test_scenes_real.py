@@ -10,7 +10,7 @@ import rasterio
 import rioxarray  # noqa: F401 (the rio accessor)
 
 from sarfm import sar
-from sarfm.data.scenes import OpenQuestion, make_scene, open_scene
+from sarfm.scenes.open import OpenQuestion, make_scene, open_scene
 
 
 @dataclass
@@ -192,7 +192,7 @@ def test_swaths_near_the_pole_lie_where_their_tie_points_say(shared):
     """86.6° N: leave out every fourth tie point, and find it again."""
     from pyproj import Geod
 
-    from sarfm.data.geometry import tie_point_lonlat
+    from sarfm.scenes.place import tie_point_lonlat
 
     for path in sorted((shared / "sea_ice/s1_ew_hv_sigma0").glob("*.tif")):
         scene = open_scene(path, units="1")

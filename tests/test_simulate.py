@@ -8,12 +8,15 @@ import pytest
 import torch
 import xarray as xr
 
-from sarfm.data.contract import InputContract
-from sarfm.data.layout import check_scene, flag_meanings
-from sarfm.data.loading import CropDataset
-from sarfm.data.patches import restore, write_store
-from sarfm.data.scenes import open_scene, save_scene
-from sarfm.data.simulate import (
+from sarfm.models.mae import MAE
+from sarfm.models.vit import Encoder
+from sarfm.patches.contract import InputContract
+from sarfm.patches.loading import CropDataset
+from sarfm.patches.prepare import restore, write_store
+from sarfm.sar import to_power
+from sarfm.scenes.open import open_scene, save_scene
+from sarfm.scenes.scene import check_scene, flag_meanings
+from sarfm.scenes.simulate import (
     EW,
     IW,
     noise_pattern,
@@ -23,9 +26,6 @@ from sarfm.data.simulate import (
     simulate_ice,
     simulate_season,
 )
-from sarfm.models.mae import MAE
-from sarfm.models.vit import Encoder
-from sarfm.sar import to_power
 
 KINDS = {"ice": simulate_ice, "season": simulate_season, "flood": simulate_flood}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sarfm.data.splits import (
+from sarfm.patches.splits import (
     assert_disjoint,
     balanced_order,
     label_counts,
@@ -237,9 +237,9 @@ def test_balance_finds_what_is_rare():
 
 
 def test_labels_are_counted_once_at_the_coarsest_scale(tmp_path):
-    from sarfm.data.patches import write_store
-    from sarfm.data.scales import ScaledScenes, downscale
-    from sarfm.data.scenes import make_scene
+    from sarfm.patches.prepare import write_store
+    from sarfm.patches.scales import ScaledScenes, downscale
+    from sarfm.scenes.open import make_scene
 
     g = np.random.default_rng(0)
     values = g.normal(-12, 3, (2, 200, 170)).astype(np.float32)

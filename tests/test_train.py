@@ -11,15 +11,15 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from sarfm.files import CorruptData
+from sarfm.io.files import CorruptData
 from sarfm.models.heads import Segmenter, build_unet
 from sarfm.models.vit import Encoder
 from sarfm.train.checkpoints import AtomicCheckpointIO, generator_at, seed_at
 from sarfm.train.finetune import SegmentationTask, evaluate_segmentation
 from sarfm.train.losses import LOSSES, cross_entropy, parameter_groups, segmentation_loss, warmup_cosine
 from sarfm.train.pretrain import PretrainTask, preview
-from sarfm.train.task import NonFiniteLoss, Recipe, Task, guarded_step, running_statistics
 from sarfm.train.trainer import fit, make_trainer
+from sarfm.train.training import NonFiniteLoss, Recipe, Task, guarded_step, running_statistics
 
 
 class Numbers(Dataset):

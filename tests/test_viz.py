@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 from pyproj import CRS, Transformer
 
-from sarfm.data.scenes import make_scene
+from sarfm.scenes.open import make_scene
 from sarfm.viz import figures, maps, projection
 
 POLAR = CRS.from_epsg(3413)
@@ -130,7 +130,7 @@ def test_window_of_a_swath_stays_in_place():
 
 
 def test_real_swath_near_the_pole(shared):
-    from sarfm.data.scenes import open_scene
+    from sarfm.scenes.open import open_scene
 
     scene = open_scene(
         shared / "sea_ice/s1_ew_hv_sigma0/S1A_EW_GRDM_1SDH_20161005T142446.tif",
@@ -227,9 +227,9 @@ def test_page_json_cannot_be_left():
 def comparison():
     import torch
 
-    from sarfm.data.contract import InputContract
     from sarfm.models.mae import MAE
     from sarfm.models.vit import Encoder
+    from sarfm.patches.contract import InputContract
     from sarfm.viz.comparison import Comparison
 
     torch.manual_seed(0)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sarfm.data.contract import InputContract
-from sarfm.files import CorruptData, sha256
+from sarfm.io.files import CorruptData, sha256
 from sarfm.models.heads import Segmenter, build_unet
 from sarfm.models.mae import MAE
 from sarfm.models.vit import build_encoder
 from sarfm.models.weights import load_encoder, load_model, save_model
+from sarfm.patches.contract import InputContract
 
 
 def contract(channels=("vv", "vh"), patch_size=8):
