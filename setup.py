@@ -40,6 +40,7 @@ setup(
     package_dir=carried,
     package_data={
         **{name: ["*.yaml", "*.json", "*.nc", "*.ipynb", "sweeps/*.yaml", "presets/*.yaml"] for name in carried},
+        lib: ["py.typed"],
         f"{lib}.viz": ["*.json.gz", "*.html", "*.txt", "leaflet/*"],
     },
     python_requires=f">={cfg['min_python']}",

@@ -247,7 +247,7 @@ def equivalent_number_of_looks(
 ) -> xr.DataArray | np.ndarray:  # ENL: (..., H, W) with a window, else (...)
     """Estimate the equivalent number of looks, mean² / variance of power."""
     given = _labelled(x, units)
-    power = to_power(given).astype("float64")
+    power = xr.DataArray(to_power(given)).astype("float64")
     if window is None:
         dims = power.dims[-2:]
         enl = power.mean(dims) ** 2 / power.var(dims)

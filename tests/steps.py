@@ -65,6 +65,11 @@ def layers(folder: Path) -> None:
     call("lint-imports", "--no-cache")
 
 
+def types(folder: Path) -> None:
+    """Pyrefly finds no contradiction between the annotations and the code."""
+    call("pyrefly", "check", "--output-format", "min-text", "--summary=none")
+
+
 def docs(folder: Path) -> None:
     """The site builds without a warning."""
     call(sys.executable, "docs/fetch_assets.py")
@@ -113,6 +118,12 @@ def wheel(folder: Path) -> None:
     paths = [root / "tests" / f"test_{name}.py" for name in ELSEWHERE]
     for path in [*filter(Path.exists, paths), *filter(Path.exists, [root / "tests/conftest.py"])]:
         shutil.copy(path, away)
+    call(
+        python,
+        "-c",
+        "import sarfm, pathlib; assert (pathlib.Path(sarfm.__file__).parent / 'py.typed').exists()",
+        cwd=away,
+    )
     call(python.parent / "sarfm", "data", "list", cwd=away, SARFM_DATA=str(folder / "data"))
     call(
         python,
@@ -128,7 +139,7 @@ def wheel(folder: Path) -> None:
     )
 
 
-STEPS: list[Callable[[Path], None]] = [sync, lint, layers, docs, tests, notebooks, wheel]
+STEPS: list[Callable[[Path], None]] = [sync, lint, layers, types, docs, tests, notebooks, wheel]
 
 
 def main(chosen: list[str]) -> int:

@@ -46,7 +46,7 @@ def _opened(
 def _read(
     path: Path,  # the file
     name: str,  # of the variable
-    window: tuple[slice, ...] = (...,),  # part to read
+    window: tuple[Any, ...] = (...,),  # part to read
 ) -> np.ndarray:  # values, NaN for fill values
     """Read a variable, or a window of it."""
     with _opened(path, name) as data:

@@ -224,6 +224,7 @@ def _extract(archive: zipfile.ZipFile | tarfile.TarFile, member: Any, target: Pa
     """Write one member to a path of our choice."""
     target.parent.mkdir(parents=True, exist_ok=True)
     opened = archive.extractfile(member) if isinstance(archive, tarfile.TarFile) else archive.open(member)
+    assert opened is not None, f"{member} is a plain file"  # the list of members holds no others
     with opened as source, open(target, "xb") as sink:
         shutil.copyfileobj(source, sink, 1 << 20)
 
@@ -265,32 +266,14 @@ class StoreLocked(OSError):
     """Report that another process is writing."""
 
 
-_held: set[int] = set()  # descriptors of the locks of this process
-
-
-def _let_go() -> None:
-    """Close the locks that a forked child got from its parent."""
-    while _held:
-        os.close(_held.pop())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
-
-
-def _try_lock(path: Path) -> int | None:
-    """Open and lock the file; None when somebody holds it or it was replaced meanwhile."""
-    import fcntl
-
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    os.close(descriptor)
-    return None
+def _locked(path: Path, file: Path) -> StoreLocked:
+    """Say who holds the lock file, as far as it has said so."""
+    text = ""
+    with suppress(FileNotFoundError):  # its holder has just finished
+        text = file.read_text(encoding="utf-8")
+    holder = re.match(r"(\d+) (\S+)", text)
+    who = f"process {holder[1]} on {holder[2]}" if holder else "another process"
+    return StoreLocked(errno.EAGAIN, f"{path} is being written by {who}; wait, or stop that process")
 
 # %% ../../nbs/05_io/01_files.ipynb #a54fdba5
 @contextmanager
@@ -298,32 +281,23 @@ def lock(
     path: str | Path,  # what is to be written, a file or a folder; the lock stands beside it as PATH.lock
 ) -> Iterator[None]:
     """Hold the only right to write `path`, or raise `StoreLocked` naming the holder."""
-    target = Path(path)
+    from filelock import FileLock, Timeout
+
+    target, process = Path(path), os.getpid()
     file = target.with_name(target.name + ".lock")
     file.parent.mkdir(parents=True, exist_ok=True)
-    holder = None
-    for _ in range(20):
-        if (descriptor := _try_lock(file)) is not None:
-            break
-        with suppress(FileNotFoundError):  # its holder has just finished
-            holder = re.match(r"(\d+) (\S+)", file.read_text()) or holder
-        if holder:
-            raise StoreLocked(
-                errno.EAGAIN,
-                f"{path} is being written by process {holder[1]} on {holder[2]}; wait, or stop that process",
-            )
-    else:
-        raise StoreLocked(errno.EAGAIN, f"{path} is being written by another process; wait, or stop that process")
-    _held.add(descriptor)
+    held = FileLock(file, timeout=0.05, poll_interval=0.005)
     try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
+        held.acquire()
+    except Timeout:
+        raise _locked(target, file) from None
+    try:
+        file.write_text(f"{process} {socket.gethostname()}\n", encoding="utf-8")
         yield
     finally:
-        if descriptor in _held:  # not in a child that was forked meanwhile
+        if os.getpid() == process:  # a child that was forked meanwhile holds nothing
             file.unlink(missing_ok=True)
-            _held.remove(descriptor)
-            os.close(descriptor)
+            held.release()
 
 # %% ../../nbs/05_io/01_files.ipynb #b77c01ef
 CARRIED = {"data_catalogs": "data_catalogs", "run_notebooks": "nbs/runs"}

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 from scipy import fft, ndimage
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from ..sar import add_noise_floor, speckle, to_db, to_power
 from .scene import make_scene
@@ -135,7 +135,7 @@ def cells(
     centres, radius = discs[:, :2], discs[:, 2]
     lift = np.sqrt(radius.max() ** 2 - radius**2)
     points = np.stack([y.ravel(), x.ravel(), np.zeros(y.size)], axis=-1)
-    distance, near = cKDTree(np.column_stack([centres, lift])).query(points, k=2)
+    distance, near = KDTree(np.column_stack([centres, lift])).query(points, k=2)
     power = distance**2 - radius.max() ** 2  # (H W, 2)
     first, second = near.T
     apart = np.hypot(*(centres[first] - centres[second]).T)
@@ -190,7 +190,7 @@ def place_discs(
         batch = radius_px[len(placed) : len(placed) + max(1, len(placed) // 5)]  # those placed before are seen
         lift = np.sqrt(margin**2 - placed[:, 2] ** 2)
         options = draw(len(batch), tries)
-        room, _ = cKDTree(np.column_stack([placed[:, :2], lift])).query(
+        room, _ = KDTree(np.column_stack([placed[:, :2], lift])).query(
             np.dstack([options, np.zeros(options.shape[:2])])
         )
         best = options[np.arange(len(batch)), room.argmax(1)]
