@@ -10,6 +10,7 @@ import pytest
 import torch
 import xarray as xr
 from affine import Affine
+from patience import PATIENCE_S
 
 from sarfm.datasets.catalog import check, fetch, open_dataset
 from sarfm.datasets.entries import load_entry
@@ -122,7 +123,7 @@ def test_mask_ratio_of_one():
 def test_run_refused_before_it_starts(tmp_path, given, says):
     sarfm = Path(sys.executable).with_name("sarfm")
     command = [sarfm, "run", "pretrain", "-p", given, "--out", tmp_path / "run"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 2
     assert says in done.stderr
     assert files_in(tmp_path) == set()

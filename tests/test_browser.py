@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from patience import PATIENCE_S
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 pytestmark = [
@@ -63,6 +64,7 @@ def browser():
 def page(browser):
     """A page that lets loopback, file and data through, and notes everything else, every error and every console message of that level."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(PATIENCE_S * 1000)
     page = context.new_page()
     page.refused, page.errors = [], []
 
@@ -88,9 +90,9 @@ def pixels(target):
     return np.asarray(Image.open(io.BytesIO(target.screenshot())).convert("RGB")).astype(int)
 
 
-def settled(target, different_from=None, seconds=20):
+def settled(target, different_from=None):
     """Wait until a picture stands still (and is another one than before)."""
-    last, end = None, time.time() + seconds
+    last, end = None, time.time() + PATIENCE_S
     while time.time() < end:
         now = pixels(target)
         same = last is not None and now.shape == last.shape and (now == last).all()
@@ -305,7 +307,7 @@ def lab(tmp_path_factory):
     with (root / "log").open("w") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=root)
         try:
-            for _ in range(240):
+            while True:
                 try:
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2).read()
                     break
@@ -315,7 +317,7 @@ def lab(tmp_path_factory):
             yield port, root / "work"
         finally:
             server.terminate()
-            server.wait(timeout=20)
+            server.wait(timeout=PATIENCE_S)
 
 
 def test_jupyterlab_wants_the_token(lab):
@@ -330,19 +332,17 @@ def test_widget_in_jupyterlab(page, lab):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in (MODEL, show)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
     nbformat.write(notebook, folder / "compare.ipynb")
-    page.goto(f"http://127.0.0.1:{port}/lab/tree/compare.ipynb?token=let-me-in", timeout=60_000)
-    page.wait_for_function("window.jupyterapp !== undefined", timeout=60_000)
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    page.goto(f"http://127.0.0.1:{port}/lab/tree/compare.ipynb?token=let-me-in")
+    page.wait_for_function("window.jupyterapp !== undefined")
+    page.wait_for_selector(".jp-Notebook .jp-Cell")
     kernel = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status"
-    page.wait_for_function(f"{kernel} === 'idle'", timeout=60_000)
+    page.wait_for_function(f"{kernel} === 'idle'")
     page.evaluate("() => { window.jupyterapp.commands.execute('application:toggle-left-area'); }")
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
-    page.wait_for_function(
-        "document.querySelectorAll('.leaflet-container img.leaflet-image-layer').length === 2", timeout=180_000
-    )
+    page.wait_for_function("document.querySelectorAll('.leaflet-container img.leaflet-image-layer').length === 2")
     page.locator(".leaflet-container").scroll_into_view_if_needed()
     chart = page.locator(".leaflet-container")
-    before = settled(chart, seconds=40)
+    before = settled(chart)
     assert before.std() > 20, "the map is blank"
     keep(page, "lab_75")
 
@@ -350,21 +350,21 @@ def test_widget_in_jupyterlab(page, lab):
     handle.focus()
     page.keyboard.press("ArrowRight")
     page.wait_for_function("[...document.querySelectorAll('.widget-readout')].some(e => e.textContent.includes('90'))")
-    most = settled(chart, before, seconds=40)
+    most = settled(chart, before)
     keep(page, "lab_90")
     for _ in range(3):
         handle.press("ArrowLeft")
-    few = settled(chart, most, seconds=40)
+    few = settled(chart, most)
     keep(page, "lab_25")
     assert share(few, before) > 0.01
 
     box = chart.bounding_box()
     page.mouse.click(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.5)
-    page.wait_for_function("document.body.innerText.includes('Tile at row')", timeout=30_000)
+    page.wait_for_function("document.body.innerText.includes('Tile at row')")
     assert "dB²" in page.locator(".jp-OutputArea").last.inner_text()
     keep(page, "lab_tile")
     page.locator("select").nth(1).select_option("error")
-    settled(chart, few, seconds=40)
+    settled(chart, few)
     keep(page, "lab_error")
     assert not [url for url in page.refused if "127.0.0.1" not in url], page.refused
 
@@ -406,40 +406,40 @@ def test_ice_chart_map_in_jupyterlab(page, lab, lon, lat):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in (ICE, show)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
     nbformat.write(notebook, folder / f"{name}.ipynb")
-    page.goto(f"http://127.0.0.1:{port}/lab/workspaces/{name}/tree/{name}.ipynb?token=let-me-in", timeout=60_000)
-    page.wait_for_function("window.jupyterapp !== undefined", timeout=60_000)
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    page.goto(f"http://127.0.0.1:{port}/lab/workspaces/{name}/tree/{name}.ipynb?token=let-me-in")
+    page.wait_for_function("window.jupyterapp !== undefined")
+    page.wait_for_selector(".jp-Notebook .jp-Cell")
     kernel = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status"
-    page.wait_for_function(f"{kernel} === 'idle'", timeout=60_000)
+    page.wait_for_function(f"{kernel} === 'idle'")
     page.evaluate("() => { window.jupyterapp.commands.execute('application:toggle-left-area'); }")
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     pictures = "document.querySelectorAll('.leaflet-container img.leaflet-image-layer').length === 3"
-    page.wait_for_function(pictures, timeout=180_000)
+    page.wait_for_function(pictures)
     chart = page.locator(".leaflet-container")
     chart.scroll_into_view_if_needed()
-    before = settled(chart, seconds=40)
+    before = settled(chart)
     assert before.std() > 20, "the map is blank"
     keep(page, f"{name}_sic")
 
     box = chart.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.45, box["y"] + box["height"] * 0.45, steps=3)
-    page.wait_for_function("/SIC predicted\\s+\\d+ percent/.test(document.body.innerText)", timeout=30_000)
+    page.wait_for_function("/SIC predicted\\s+\\d+ percent/.test(document.body.innerText)")
     numbers = page.locator(".jp-OutputArea").last.inner_text()
     assert "dB" in numbers and "incidence angle" in numbers and f"{lat:.1f}"[:2] in numbers
 
     page.locator(".widget-dropdown select").nth(0).select_option("SOD")
-    stage = settled(chart, before, seconds=40)
+    stage = settled(chart, before)
     keep(page, f"{name}_sod")
     page.locator(".widget-dropdown select").nth(1).select_option("HV")
-    radar = settled(chart, stage, seconds=40)
+    radar = settled(chart, stage)
     page.locator(".widget-dropdown select").nth(2).select_option("radar")
-    left = settled(chart, radar, seconds=40)
+    left = settled(chart, radar)
     half = left.shape[1] // 2
     assert share(left[:, half + 20 :], radar[:, half + 20 :]) < 0.02, "the right side stays"
     page.locator(".noUi-handle").first.focus()
     for _ in range(8):
         page.keyboard.press("ArrowLeft")
-    settled(chart, left, seconds=40)
+    settled(chart, left)
     keep(page, f"{name}_pale")
     swipe = page.locator(".leaflet-sbs-range, .leaflet-sbs-divider").first
     assert swipe.count() == 1

@@ -190,9 +190,9 @@ def test_a_missing_file_is_reported_at_once(serve, tmp_path):
 
 @pytest.mark.row(8)
 def test_a_silent_server_times_out_and_is_asked_again(serve, tmp_path):
-    begin = time.monotonic()
-    assert get(serve("hang", "good"), tmp_path / "a.bin", timeout_s=0.3).read_bytes() == CONTENT
-    assert time.monotonic() - begin < 2.5
+    server = serve("hang", "good")
+    assert get(server, tmp_path / "a.bin", timeout_s=0.3).read_bytes() == CONTENT
+    assert len(server.asked) >= 2  # it didn't wait for the first answer
 
 
 @pytest.mark.row(8)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import PATIENCE_S
 
 from sarfm.cli import main
 
@@ -11,7 +12,7 @@ from sarfm.cli import main
 def run(*words, **options):
     """Call sarfm in a process of its own."""
     command = [sys.executable, "-c", "from sarfm.cli import main; raise SystemExit(main())", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, **options)
 
 
 def test_importing_the_command_line_imports_nothing_heavy():

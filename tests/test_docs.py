@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 
 root = Path(__file__).parents[1]
 site = root / "_docs/html"
@@ -113,6 +114,7 @@ def browser():
 def visit(browser, address: str, page: str, scheme: str = "light"):
     """Open a page with every other host refused; return it and what went wrong."""
     context = browser.new_context(color_scheme=scheme, viewport={"width": 1300, "height": 900})
+    context.set_default_timeout(PATIENCE_S * 1000)
     tab, faults = context.new_page(), []
     context.route("**/*", lambda route: route.continue_() if route.request.url.startswith(address) else route.abort())
     tab.on("request", lambda r: r.url.startswith((address, "data:", "blob:")) or faults.append(f"asked {r.url}"))
@@ -158,7 +160,7 @@ def test_reader_sees_the_scheme_of_the_system(browser, address):
 @pytest.mark.browser
 def test_search_finds_a_function(browser, address):
     tab, faults = visit(browser, address, "search.html?q=to_db")
-    tab.wait_for_selector("ul.search li", timeout=10_000)
+    tab.wait_for_selector("ul.search li")
     assert any("to_db" in text for text in tab.locator("ul.search li").all_inner_texts()) and not faults
     tab.context.close()
 
@@ -186,6 +188,6 @@ def stored_widgets() -> list[str]:
 @pytest.mark.parametrize("page", stored_widgets())
 def test_widget_is_drawn_without_a_kernel(browser, address, page):
     tab, faults = visit(browser, address, page)
-    tab.wait_for_selector(".jupyter-widgets", timeout=20_000)
+    tab.wait_for_selector(".jupyter-widgets")
     assert not faults
     tab.context.close()

@@ -34,6 +34,7 @@ import xarray as xr
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE_S, allowed, until
 from readers import read_crops
 from test_browser import PAYLOADS
 from test_catalog import CONTENT, Server, get, written
@@ -526,7 +527,7 @@ def test_row_07_disk_full(tmp_path, row):
             how = "limit" if number % 2 else how
             rounds.append(how)
             child = [sys.executable, str(Path(__file__).with_name("full_disk.py")), str(folder), how]
-            done = subprocess.run(child, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(child, capture_output=True, text=True, timeout=PATIENCE_S)
         found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         for seen in found:
             with row.case(f"{how}, {seen['name']}"):
@@ -585,7 +586,7 @@ def test_row_08_a_trickle_and_four_at_once(tmp_path, row):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(PATIENCE_S)
         right = hashlib.sha256(CONTENT).hexdigest()
         assert len(answers) == 4 and right in answers
         assert all(a == right or "being written" in a for a in answers), answers
@@ -958,13 +959,13 @@ def test_row_14_killed_kernels(tmp_path, row):
         os.kill(int(pid), signal.SIGKILL)
         begin = time.monotonic()
         with row.case(f"kill {kill}"):
-            assert process.wait(60) == 1
+            assert process.wait(PATIENCE_S) == 1
             seconds.append(time.monotonic() - begin)
-            assert seconds[-1] <= 10
+            assert seconds[-1] <= allowed(10)
             assert "kernel died" in process.stderr.read()
             assert read_run(out)["status"] == "failed" and executed_cells(out / "toy.running.ipynb") >= 2
     process = start(toy, out, seconds=0.1, steps=steps)
-    assert process.wait(120) == 0, process.stderr.read()
+    assert process.wait(PATIENCE_S) == 0, process.stderr.read()
     done = json.loads((out / "progress.json").read_text())
     assert [step for step, _ in done] == list(range(steps)) and read_run(out)["status"] == "done"
     assert read_run(out)["attempts"] == row.asked + 1
@@ -979,16 +980,14 @@ def test_row_14_ctrl_c(tmp_path, row):
     wait_for_steps(out, 2)
     process.send_signal(signal.SIGINT)
     with row.case("Ctrl-C"):
-        assert process.wait(30) not in (0, None)
+        assert process.wait(PATIENCE_S) not in (0, None)
         assert read_run(out)["status"] == "failed" and "KeyboardInterrupt" in read_run(out)["error"]
-        kernel, until = int((out / "kernel.pid").read_text()), time.monotonic() + 10
-        while alive(kernel) and time.monotonic() < until:
-            time.sleep(0.1)
-        assert not alive(kernel)
+        kernel = int((out / "kernel.pid").read_text())
+        until(lambda: not alive(kernel))
         assert executed_cells(out / "toy.running.ipynb") >= 2
     again = start(toy, out, seconds=0.2, steps=50)
     with row.case("again"):
-        assert again.wait(60) == 0, again.stderr.read()
+        assert again.wait(PATIENCE_S) == 0, again.stderr.read()
         assert [step for step, _ in json.loads((out / "progress.json").read_text())] == list(range(50))
 
 

@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
 import yaml
+from patience import PATIENCE_S, until
 
 from sarfm.ice.tables import lead_table, read_trials
 from sarfm.runs.folders import read_run
@@ -72,15 +72,12 @@ def start(sweep, out, data):
 def test_a_sea_ice_sweep_is_killed_continues_and_reports(tmp_path, system):
     sweep, out = tiny_sweep(f"ai4arctic_system{system}_small", tmp_path / "tiny.yaml"), tmp_path / "out"
     first = start(sweep, out, tmp_path / "data")
-    until = time.monotonic() + 300
-    while not list(out.glob("pretrain/*/model.json")) and time.monotonic() < until and first.poll() is None:
-        time.sleep(0.2)
-    assert first.poll() is None, first.stdout.read()
+    until(lambda: list(out.glob("pretrain/*/model.json")), first)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     before = (out / "prepare/run.json").stat().st_mtime_ns
     again = start(sweep, out, tmp_path / "data")
-    said = again.communicate(timeout=600)[0]
+    said = again.communicate(timeout=PATIENCE_S)[0]
     assert again.returncode == 0, said + "".join(p.read_text() for p in out.rglob("run.log"))
     assert (out / "prepare/run.json").stat().st_mtime_ns == before  # done is done
     assert all(read_run(p.parent)["status"] == "done" for p in out.rglob("run.json"))

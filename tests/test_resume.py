@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S, until
 
 SOAK = os.environ.get("SARFM_SOAK") == "1"  # the long form: `make soak`
 STEPS = 300 if SOAK else 60  # of every training
@@ -121,7 +122,7 @@ def server(prepared):
         assert process.stdout.readline() == "ready\n", (prepared / "errors.txt").read_text()[-3000:]
         yield process
         process.stdin.close()
-        process.wait(timeout=30)
+        process.wait(timeout=PATIENCE_S)
 
 
 def training(server, folder, out, precision, workers, kill=None):
@@ -202,7 +203,4 @@ def test_workers_leave_with_a_killed_training(server, prepared):
     before = set(marked())
     assert server.pid in before
     assert training(server, prepared, prepared / "left", "32-true", 2, (10, 0.0, False)) == signal.SIGKILL
-    deadline = time.monotonic() + 30
-    while set(marked()) - before and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert set(marked()) <= before
+    until(lambda: set(marked()) <= before, every_s=0.5)

@@ -6,12 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+from patience import PATIENCE_S, until
 
 from sarfm.io.files import StoreLocked, lock
 from sarfm.runs.folders import RunFolder, read_run
@@ -159,13 +159,8 @@ def start(toy, out, seconds=0.3, steps=12):
 
 def wait_for_steps(out, steps):
     """Wait until the toy has done some steps."""
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        path = out / "progress.json"
-        if path.exists() and path.stat().st_size and len(json.loads(path.read_text())) >= steps:
-            return
-        time.sleep(0.05)
-    raise TimeoutError(f"{out} made no progress")
+    path = out / "progress.json"
+    until(lambda: path.exists() and path.stat().st_size and len(json.loads(path.read_text())) >= steps)
 
 
 def alive(pid):
@@ -184,13 +179,10 @@ def test_kill_9_of_the_command_then_the_same_command_continues(toy, tmp_path):
     kernel = int((out / "kernel.pid").read_text())
     process.kill()
     process.wait()
-    until = time.monotonic() + 15
-    while alive(kernel) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not alive(kernel), "the kernel outlived its run"
+    until(lambda: not alive(kernel))
     assert read_run(out)["status"] == "running" and not (out / "toy.ipynb").exists()
     again = start(toy, out)
-    assert again.wait(60) == 0, again.stderr.read()
+    assert again.wait(PATIENCE_S) == 0, again.stderr.read()
     steps = json.loads((out / "progress.json").read_text())
     assert [step for step, _ in steps] == list(range(12)) and len({pid for _, pid in steps}) == 2
     assert read_run(out)["attempts"] == 2 and not list(out.glob("*.running.ipynb"))
