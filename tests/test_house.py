@@ -106,6 +106,36 @@ def test_a_room_is_ordered_by_its_numbers():
     assert not wrong, "\n".join(wrong)
 
 
+# ---- words -------------------------------------------------------------------------------------------------------
+
+ICE = re.compile(r"(?<![a-z])(sic|sod|floes?|ai4arctic)(?![a-z])", re.I)  # words of one field
+STILL_ICE = 90  # how often the modules below the wings name it today, at most; shrinks to nothing
+VAGUE = {  # words that the field has a term for: augment, EMA, assemble, interpolate, predict ...
+    "turn", "turned", "follow", "paint", "painted", "called", "told", "furnish", "occurring", "middle", "between",
+}  # fmt: skip
+STILL_VAGUE = 86  # identifiers, the same
+
+
+def identifiers(path: Path) -> list[str]:
+    """List what a module names: variables, functions, classes, parameters, attributes."""
+    kinds = {ast.Name: "id", ast.FunctionDef: "name", ast.ClassDef: "name", ast.arg: "arg", ast.Attribute: "attr"}
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = [getattr(n, kinds[type(n)]) for n in nodes if type(n) in kinds]
+    return names + [n.arg for n in nodes if isinstance(n, ast.keyword) and n.arg]
+
+
+def test_general_rooms_know_no_ice():
+    texts = {short(p): p.read_text(encoding="utf-8") for p in MODULES if p.parent.name != "ice"}
+    found = {name: n for name, text in texts.items() if (n := len(ICE.findall(text)))}
+    assert sum(found.values()) <= STILL_ICE, f"ice lives in the wing: {found}"
+
+
+def test_names_are_the_terms_of_the_field():
+    vague = lambda name: VAGUE & set(re.findall(r"[a-z]+", name.lower()))
+    found = {short(p): names for p in MODULES if (names := [n for n in identifiers(p) if vague(n)])}
+    assert sum(map(len, found.values())) <= STILL_VAGUE, f"use the field's terms: {found}"
+
+
 # ---- notebooks ----------------------------------------------------------------------------------------------------
 
 
