@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from sarfm.train.training import Task
+    from sarfm.train.training import Training
 
 # %% ../../nbs/70_runs/05_views.ipynb #8a45d112
 def held_out_scenes(
@@ -82,7 +82,7 @@ class LivePreview:
 
     def __call__(
         self,
-        task: "Task",  # in training
+        task: "Training",  # in training
     ) -> None:
         """Reconstruct, save and show."""
         from IPython.display import Image, display
