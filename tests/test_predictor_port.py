@@ -103,7 +103,7 @@ def test_of_a_unet():
 def test_training_takes_the_steps_that_it_took_before(tmp_path):
     from torch.utils.data import DataLoader, Dataset
 
-    from sarfm.train.finetune import PredictorTask
+    from sarfm.train.finetune import PredictorTraining
     from sarfm.train.trainer import fit
 
     class Tiles(Dataset):
@@ -125,7 +125,7 @@ def test_training_takes_the_steps_that_it_took_before(tmp_path):
     )
     load(new, old, [(f"decoders.{n}.", f"decoders.{n}.decoder.") for n in SIZES])
     histories = {}
-    for name, task in (("old", MultiTask(old, weights, **options)), ("new", PredictorTask(new, **options))):
+    for name, task in (("old", MultiTask(old, weights, **options)), ("new", PredictorTraining(new, **options))):
         loader = DataLoader(Tiles(), batch_size=2)
         histories[name] = fit(
             task, loader, out=tmp_path / name, steps=6, steps_per_epoch=6, progress=False, device="cpu"
