@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import warnings
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sarfm.io.files import CorruptData
 from sarfm.models.heads import Segmenter, build_unet
+from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
 from sarfm.train import trainer
 from sarfm.train.checkpoints import generator_at, load_checkpoint, seed_at
@@ -136,6 +138,45 @@ def test_layer_decay_in_the_other_convention_never_uses_the_full_rate():
     assert math.isclose(max(g["scale"] for g in groups), 0.7)
     with pytest.raises(ValueError, match="Leave layer_decay at None"):
         parameter_groups(build_unet(2, 2), 0.05, 0.7)
+
+
+def published_scale(name, depth, decay, convention):
+    """Give a parameter's factor by its name alone, as BEiT, MAE (`mae`) and SAR-W-MixMAE (`last_block`) do."""
+    last = depth + 1 if convention == "mae" else depth
+    block = re.search(r"^encoder\.blocks\.(\d+)\.", name)
+    if not name.startswith("encoder.") or name.startswith("encoder.norm."):
+        return decay ** (depth + 1 - last)
+    return decay ** (depth + 1 - (int(block[1]) + 1 if block else 0))
+
+
+@pytest.mark.parametrize("convention", ["mae", "last_block"])
+def test_layer_decay_is_the_published_one(convention):
+    encoder = Encoder(2, patch_size=8, width=32, depth=3, heads=2)
+    for model in (Segmenter(encoder, 2, "upernet"), MAE(encoder, 32, 2, 2)):
+        scale = {id(p): g["scale"] for g in parameter_groups(model, 0.05, 0.7, convention) for p in g["params"]}
+        expected = {id(p): published_scale(name, 3, 0.7, convention) for name, p in model.named_parameters()}
+        assert scale == {key: expected[key] for key in scale} and len(scale) == len(expected)
+
+
+def test_layer_decay_of_an_encoder_in_stages():
+    class Stages(nn.Module):
+        depth = 4  # two stages of two layers
+
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(1, 4, 4)
+            self.stages = nn.ModuleList(nn.ModuleList(nn.Linear(4, 4) for _ in range(2)) for _ in range(2))
+
+        def layer_of(self, parameter):
+            part, *rest = parameter.split(".")
+            return 0 if part == "stem" else 1 + 2 * int(rest[0]) + int(rest[1])
+
+    model = nn.ModuleDict({"encoder": Stages(), "head": nn.Linear(4, 2)})
+    scale = {id(p): g["scale"] for g in parameter_groups(model, 0.05, 0.5) for p in g["params"]}
+    linear = [layer for stage in model["encoder"].stages for layer in stage]
+    assert scale[id(model["encoder"].stem.weight)] == 0.5**5
+    assert [scale[id(layer.weight)] for layer in linear] == [0.5**4, 0.5**3, 0.5**2, 0.5]
+    assert scale[id(model["head"].weight)] == 1.0
 
 
 # random streams and checkpoints
