@@ -36,7 +36,7 @@ QUANTITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "wind_speed": ("m s-1",),
         "water_column": ("kg m-2",),  # vapour or liquid in the air
         "noise_floor": ("dB", "1"),  # noise-equivalent sigma0
-        "identifier": ("1",),  # number of a region, a floe, a polygon
+        "identifier": ("1",),  # number of a region or a polygon
         "mask": ("1",),  # true or false
     }
 )
