@@ -329,7 +329,7 @@ def test_pretraining_knows_no_method_by_name(tmp_path):
     assert histories[0]["noise"].nunique() == 30
     with pytest.raises(ValueError, match="lacks draw and loss"):
         PretrainTask(nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="no reconstruct"):
+    with pytest.raises(ValueError, match="no pictures"):
         preview(PretrainTask(Method(), steps=3), {"image": torch.zeros(1)})
 
 
