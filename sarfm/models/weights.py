@@ -145,7 +145,7 @@ def load_encoder(
     if not isinstance(config.get("encoder"), dict):
         raise ValueError(
             f"{folder} holds a {config['kind']}, which has no encoder to go on with."
-            " Choose an mae, a segmenter or a multisegmenter."
+            " Choose an mae, or a predictor, segmenter or multisegmenter that has one."
         )
     encoder = build(config["encoder"])
     check_fit(encoder, contract, str(Path(folder) / "model.json"))
