@@ -99,7 +99,7 @@ def build_encoder(
     channels: int,  # of the image, C
     patch_size: int | None = None,  # side of a patch in pixels, p; the encoder's own when None
     drop_path: float = 0.0,  # probability of skipping a branch of the last layer, in [0, 1)
-) -> nn.Module:
+) -> nn.Module:  # with fresh weights
     """Build an encoder of a known size."""
     settings = encoder_size(name).settings | ({} if patch_size is None else {"patch_size": patch_size})
     return ENCODERS[name.partition("-")[0]](channels=channels, drop_path=drop_path, **settings)

@@ -25,10 +25,11 @@ def check_fit(
     model: nn.Module,  # whose encoder, or itself, states its channels
     contract: "InputContract",  # what the model is to be fed
     where: str = "this model",  # named in the error
+    config: dict | None = None,  # of the whole model, where `model` is its encoder alone
 ) -> None:
     """Refuse an input contract that does not fit the model."""
     reader = next((part for n in ("encoder", "body") if isinstance(part := getattr(model, n, None), nn.Module)), model)
-    channels = model.config().get("channels", getattr(reader, "channels", None))
+    channels = (config or model.config()).get("channels", getattr(reader, "channels", None))
     if channels != len(contract.channels):
         raise ValueError(
             f"{where} takes {channels} channels, its contract names {len(contract.channels)}: "
@@ -148,6 +149,6 @@ def load_encoder(
             " Choose an mae, or a predictor, segmenter or multisegmenter that has one."
         )
     encoder = build(config["encoder"])
-    check_fit(encoder, contract, str(Path(folder) / "model.json"))
+    check_fit(encoder, contract, str(Path(folder) / "model.json"), config)
     encoder.load_state_dict(read_tensors(Path(folder) / "model.safetensors", encoder.state_dict(), "encoder."))
     return encoder.to(device).eval(), contract

@@ -161,7 +161,7 @@ class SwinEncoder(nn.Module):
         image: Tensor,  # (B, C, H, W), normalised
         valid: Tensor | None = None,  # (B, H, W) bool, True where observed; everywhere when None
         layer: int = -1,  # from 0, or from the end
-    ) -> Tensor:
+    ) -> Tensor:  # never: it raises
         """Refuse: tokens of a windowed encoder attend within windows only, and there is no class token."""
         raise ValueError("a windowed encoder has no weights from every token to every token. Look at a plain one's.")
 
