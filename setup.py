@@ -16,6 +16,11 @@ readme = root / "README.md"
 # What a user needs at run time beside the modules: catalogues with the embedded sample, and the run notebooks.
 carried = {"sarfm.data_catalogs": "data_catalogs", "sarfm.run_notebooks": "nbs/runs"}
 
+registered: dict[str, list[str]] = {}
+for line in cfg["entry_points"].strip().splitlines():
+    group, point = line.split()
+    registered.setdefault(group, []).append(point)
+
 setup(
     name=lib,
     version=cfg["version"],
@@ -49,5 +54,6 @@ setup(
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{lib}={lib}._modidx:d"],
+        **registered,
     },
 )

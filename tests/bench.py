@@ -29,9 +29,9 @@ from sarfm.evaluation.predict import predict_scene, tile_starts
 from sarfm.ice.score import ChartCounts, chart_scores
 from sarfm.io.files import write_json
 from sarfm.models.heads import Segmenter
+from sarfm.models.kinds import build_encoder
 from sarfm.models.mae import MAE
 from sarfm.models.masking import hide_highest
-from sarfm.models.vit import build_encoder
 from sarfm.patches.contract import InputContract
 from sarfm.patches.prepare import write_store
 from sarfm.scenes.open import make_scene

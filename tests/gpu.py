@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from sarfm.io.files import write_json
+from sarfm.models.kinds import build_encoder
 from sarfm.models.mae import MAE
-from sarfm.models.vit import build_encoder
 
 SECONDS = float(os.environ.get("GPU_SECONDS", 480)) - 30  # after these no further part begins
 began = time.monotonic()

@@ -198,7 +198,9 @@ def test_a_tile_is_the_training_crop():
     made = reconstruct_scene(model, contract(), one, 0.5)
     image, valid = contract().apply(one)
     hidden = torch.from_numpy(made["hidden"].values[::4, ::4].copy()).reshape(1, -1)
-    expected = contract().denormalise(model.eval().reconstruct(image[None], valid[None], hidden)["reconstruction"])[0]
+    expected = contract().denormalise(model.eval().pictures(image[None], valid[None], hidden=hidden)["reconstruction"])[
+        0
+    ]
     np.testing.assert_allclose(made["reconstruction"], expected, atol=1e-4)
     assert made.attrs["tile_px"] == 32
 
@@ -418,3 +420,52 @@ def test_land_gets_no_class(tmp_path, monkeypatch, strip):
         monkeypatch.setattr(predict, "STRIP", strip, raising=False)
     path = predict_file(Pixelwise(), contract(), at_sea, tmp_path / "p.zarr")
     assert np.array_equal(open_prediction(path).prediction.values, said.prediction.values)
+
+
+class Constant(torch.nn.Module):
+    """A method that says one number of whatever is hidden, or makes other pictures or none."""
+
+    def __init__(self, kind="prediction"):
+        super().__init__()
+        self.encoder, self.kind = mae().encoder, kind
+
+    def pictures(self, image, valid=None, generator=None, hidden=None):
+        return {self.kind: torch.full_like(image, 0.3)} if self.kind else {}
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.75, 0.9])
+def test_windows_that_agree_give_back_their_number_exactly(overlap):
+    one = scene()
+    made = [reconstruct_scene(m, contract(), one, 0.75, overlap=o) for m, o in ((Constant(), overlap), (mae(), 0.0))]
+    assert (made[0]["hidden"] == made[1]["hidden"]).all()  # what is hidden doesn't depend on how it is filled in
+    expected = contract().denormalise(torch.full((2, 1, 1), 0.3)).numpy()
+    hidden = made[0]["hidden"].values & np.isfinite(made[0]["original"].values)
+    np.testing.assert_array_equal(
+        made[0]["reconstruction"].values[hidden], np.broadcast_to(expected, hidden.shape)[hidden]
+    )
+    visible = ~made[0]["hidden"].values
+    np.testing.assert_array_equal(made[0]["reconstruction"].values[:, visible], made[0]["original"].values[:, visible])
+
+
+class WindowMean(Constant):
+    """A method that says of every window its own mean."""
+
+    def pictures(self, image, valid=None, generator=None, hidden=None):
+        return {"prediction": image.mean(dim=(2, 3), keepdim=True).expand_as(image)}
+
+
+def test_overlapping_windows_have_no_seams():
+    slope = scene(64, 160, hole=False)
+    slope["vv"] = slope["vv"] + np.linspace(-10, 10, 160, dtype=np.float32)
+    seam = {}
+    for overlap in (0.0, 0.5, 0.75):
+        made = reconstruct_scene(WindowMean(), contract(), slope, 0.75, overlap=overlap)
+        said = made["reconstruction"].where(made["hidden"]).values[0]
+        seam[overlap] = np.nanmean([np.abs(said[:, k] - said[:, k - 1]) for k in range(32, 160, 32)])
+    assert seam[0.0] > 3 and seam[0.75] < seam[0.5] < 0.2 * seam[0.0], seam
+
+
+@pytest.mark.parametrize("kind", ["", "attention"])
+def test_a_method_without_pictures_says_so(kind):
+    with pytest.raises(ValueError, match="Constant makes no picture of what it predicts.*Choose a method"):
+        reconstruct_scene(Constant(kind), contract(), scene(), 0.75)
