@@ -26,7 +26,8 @@ from test_mae_reference import pair, reference
 from torch.utils.flop_counter import FlopCounterMode
 
 from sarfm.evaluation.predict import predict_scene, tile_starts
-from sarfm.ice.score import ChartCounts, chart_scores
+from sarfm.evaluation.tallies import Tallies
+from sarfm.ice.score import chart_scores, tally_chart
 from sarfm.io.files import write_json
 from sarfm.models.heads import Segmenter
 from sarfm.models.mae import MAE
@@ -304,7 +305,7 @@ def score(whose: str, scenes: int, side: int) -> None:
     """Print CPU seconds without making the charts, MB over the imports, and the combined score."""
     from sklearn.metrics import f1_score, r2_score
 
-    counts, held, seconds = ChartCounts(), {chart: ([], []) for chart in CHARTS}, 0.0
+    counts, held, seconds = Tallies(), {chart: ([], []) for chart in CHARTS}, 0.0
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     for scene in range(scenes):
@@ -312,7 +313,7 @@ def score(whose: str, scenes: int, side: int) -> None:
             predicted, truth = chart_pair(scene, chart, side)
             start = time.process_time()
             if whose == "ours":
-                counts.add(str(scene), chart, predicted, truth)
+                tally_chart(counts, str(scene), chart, predicted, truth)
             else:
                 seen = truth != 255
                 held[chart][0].append(truth[seen])

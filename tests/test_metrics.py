@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sarfm.evaluation.metrics import bootstrap_interval, confusion, confusions, reconstruction_scores, scores
+from sarfm.evaluation.metrics import confusion, confusions, reconstruction_scores, scores
 from sarfm.evaluation.report import as_markdown, collect_runs, flatten_metrics, fold_table
 from sarfm.io.files import write_json
 
@@ -76,33 +76,6 @@ def test_wrong_classes_and_shapes_are_refused():
         confusion(np.zeros(3), np.zeros(4), 2)
     with pytest.raises(ValueError, match="t0_p0"):
         confusions(pd.DataFrame({"patch": [1]}))
-    with pytest.raises(ValueError, match="one matrix per patch"):
-        bootstrap_interval(np.zeros((0, 2, 2)))
-
-
-def test_bootstrap_holds_what_it_promises():
-    generator = np.random.default_rng(1)
-
-    def sample(n):
-        right = generator.binomial(400, generator.beta(16, 4, size=(n, 2)))
-        return np.stack([np.array([[a, 400 - a], [400 - b, b]]) for a, b in right])
-
-    truth = scores(sample(50_000).sum(0))["mean_iou"]
-    inside = [
-        low <= truth <= high for _, low, high in (bootstrap_interval(sample(60), draws=300, seed=k) for k in range(150))
-    ]
-    assert 0.89 <= np.mean(inside) <= 0.99
-
-
-def test_bootstrap_is_seeded_and_takes_functions():
-    counts = np.random.default_rng(0).integers(1, 50, (20, 2, 2))
-    by_name = bootstrap_interval(counts, "accuracy", seed=3)
-    by_function = bootstrap_interval(counts, lambda c: np.trace(c) / c.sum(), seed=3)
-    np.testing.assert_allclose(by_name, by_function)
-    assert by_name.low <= by_name.value <= by_name.high
-    assert by_name != bootstrap_interval(counts, "accuracy", seed=4)
-    one = bootstrap_interval(counts[:1])
-    assert one.low == one.value == one.high
 
 
 def test_reconstruction_scores_agree_with_scikit_image():

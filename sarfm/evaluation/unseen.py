@@ -10,7 +10,6 @@ __all__ = ['IGNORE', 'PER_CLASS', 'OVERALL', 'candidates', 'other_files', 'train
 # %% ../../nbs/50_evaluation/06_unseen.ipynb #1387bae1
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,10 @@ from torch import nn
 
 from ..datasets.catalog import Scenes, find_scenes
 from ..datasets.entries import Entry, entry_folder, load_entry
-from .metrics import Interval, bootstrap_interval, confusion, confusions, scores
+from .intervals import Score, class_score, intervals
+from .metrics import confusion, confusions, scores
 from .predict import predict_scene
+from .tallies import tallies_of_counts
 from ..io.files import sha256
 from ..models.weights import load_model
 from ..patches.contract import InputContract
@@ -316,23 +317,23 @@ def interval_scores(
     seed: int = 0,  # of the resampling
 ) -> pd.DataFrame:  # one row per score: class ("" for all together), score, value, low, high
     """Score all images together, with intervals over images."""
-    counts, rows = confusions(table), []
-    wanted = [("", None, score) for score in OVERALL]
-    wanted += [(name, number, score) for number, name in enumerate(classes) for score in PER_CLASS]
-    for name, number, score in wanted:
-        statistic = partial(_score, score=score, number=number)
-        value = float(statistic(counts.sum(0)))
-        alone = len(counts) < 2 or np.isnan(value)
-        found = Interval(value, np.nan, np.nan) if alone else bootstrap_interval(counts, statistic, draws, seed)
-        rows.append({"class": name, "score": score} | found._asdict())
-    return pd.DataFrame(rows)
+    wanted: dict[tuple[str, str], Score] = {("", score): class_score(score, classes) for score in OVERALL}
+    for number, name in enumerate(classes):
+        for score in PER_CLASS:
+            one = f"{score}_{name.replace(' ', '_')}"
+            wanted[name, score] = _share(number, len(classes)) if score == "share" else class_score(one, classes)
+    found = intervals(tallies_of_counts(table), wanted, draws=draws, seed=seed)
+    return pd.DataFrame([{"class": name, "score": score} | each._asdict() for (name, score), each in found.items()])
 
 
-def _score(matrix: np.ndarray, score: str, number: int | None) -> float:
-    """Compute one score, of a class or of all together."""
-    if score == "share":
-        return matrix[number].sum() / matrix.sum()
-    return scores(matrix)[score] if number is None else scores(matrix)[score][number]
+def _share(number: int, classes: int) -> Score:
+    """Make a score of the fraction of the labelled pixels that are of a class."""
+
+    def of_sums(sums: Mapping[str, np.ndarray]) -> np.ndarray:
+        matrices = sums["label"].reshape(*sums["label"].shape[:-1], classes, classes)
+        return matrices[..., number, :].sum(-1) / matrices.sum((-2, -1))
+
+    return of_sums
 
 # %% ../../nbs/50_evaluation/06_unseen.ipynb #3cab3bc4
 def image_scores(
