@@ -32,7 +32,7 @@ from sarfm.patches.prepare import write_store
 from sarfm.runs.folders import RunFolder
 from sarfm.runs.notebooks import run_notebook
 from sarfm.scenes.open import make_scene, save_scene
-from sarfm.train.checkpoints import AtomicCheckpointIO
+from sarfm.train.checkpoints import save_checkpoint
 
 PARAMETERS = 'out: str = "runs/toy"  # folder of the run\nsize: int = 4  # lines printed, >= 0'
 
@@ -81,7 +81,7 @@ def run_folder(path: Path) -> RunFolder:
 
 
 def checkpoint(path: Path, seed: int) -> None:
-    AtomicCheckpointIO().save_checkpoint({"w": torch.full((1_000_000,), float(seed))}, path)
+    save_checkpoint({"w": torch.full((1_000_000,), float(seed))}, path)
 
 
 def record(path: Path, seed: int) -> None:

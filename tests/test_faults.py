@@ -55,7 +55,7 @@ from sarfm.runs.folders import read_run
 from sarfm.runs.notebooks import check_parameters, run_notebook
 from sarfm.runs.sweeps import read_sweep
 from sarfm.scenes.open import make_scene, open_scene, save_scene
-from sarfm.train.checkpoints import TRAILER, AtomicCheckpointIO
+from sarfm.train.checkpoints import TRAILER, load_checkpoint, save_checkpoint
 from sarfm.train.pretrain import PretrainTask
 from sarfm.train.trainer import fit
 from sarfm.train.training import NonFiniteLoss
@@ -107,14 +107,14 @@ def nano_contract(channels=("vv", "vh"), **more):
 
 SAVER = """
     import os, sys, torch
-    from sarfm.train.checkpoints import AtomicCheckpointIO
+    from sarfm.train.checkpoints import save_checkpoint
     torch.set_num_threads(1)
     for line in sys.stdin:
         first, os.environ["TMPDIR"] = line.split()
         if (child := os.fork()) == 0:
             state = torch.empty(20_000_000)
             for k in range(int(first), 10**6):
-                AtomicCheckpointIO().save_checkpoint({"k": k, "w": state.fill_(k % 1000)}, sys.argv[1])
+                save_checkpoint({"k": k, "w": state.fill_(k % 1000)}, sys.argv[1])
                 print("saved", k, flush=True)
         print("pid", child, flush=True)
         os.waitpid(child, 0)
@@ -147,7 +147,7 @@ def test_row_02_killed_saves(tmp_path, row):
         leftovers = [p for p in tmp_path.iterdir() if p != path]
         inside_a_save += bool(leftovers)
         with row.case(f"kill {kill}"):
-            saved = AtomicCheckpointIO().load_checkpoint(path)
+            saved = load_checkpoint(path)
             assert saved["k"] in (last, last + 1) and bool((saved["w"] == saved["k"] % 1000).all())
         for leftover in leftovers:
             leftover.unlink()
@@ -665,12 +665,12 @@ def hostile_yaml(canary):
 @pytest.mark.row(9)
 def test_row_09_files_that_would_run_code(tmp_path, row):
     """Ten pickles, eight safetensors, six YAML files, six cards and settings: refused by name, and none leaves its trace."""
-    canary, storage = tmp_path / "canary", AtomicCheckpointIO()
+    canary = tmp_path / "canary"
     for name, sly in sly_checkpoints(canary).items():
         path = tmp_path / f"{name}.ckpt"
-        storage.save_checkpoint({"state_dict": {}, "hyper_parameters": sly}, path)  # with a checksum that is right
+        save_checkpoint({"state_dict": {}, "hyper_parameters": sly}, path)  # with a checksum that is right
         with row.case(name), pytest.raises(pickle.UnpicklingError, match="(Uns|uns)upported"):
-            storage.load_checkpoint(path)
+            load_checkpoint(path)
     folder = save_model(nano_model(), tmp_path / "model", nano_contract())
     weights, card = (folder / "model.safetensors").read_bytes(), json.loads((folder / "model.json").read_text())
     for name, content in hostile_safetensors(weights).items():
@@ -698,12 +698,8 @@ def test_row_09_files_that_would_run_code(tmp_path, row):
             read_sweep(tmp_path / f"{k}.yaml")
     with row.case("_instantiator in a training's checkpoint"):
         store = write_store({"a": a_scene()}, tmp_path / "s.zarr", size=32, progress=False)
-        sly = {
-            "state_dict": {},
-            "hyper_parameters": {"_instantiator": "os.system"},
-            "sarfm": {"settings": {}, "step": 0},
-        }
-        storage.save_checkpoint(sly, tmp_path / "run" / "checkpoints" / "last.ckpt")
+        sly = {"weights": {}, "hyper_parameters": {"_instantiator": "os.system"}, "settings": {}, "step": 0}
+        save_checkpoint(sly, tmp_path / "run" / "checkpoints" / "last.ckpt")
         with pytest.raises(ValueError, match=r"last\.ckpt belongs to a training with other settings"):
             train_nano(store, tmp_path / "run")
     assert not canary.exists()
@@ -720,10 +716,10 @@ def test_torch_reads_pickles_safely():
 @pytest.mark.row(10)
 def test_row_10_flipped_bits_are_found(tmp_path, row):
     """Every flip in a checkpoint and in a saved model is found, and every cut."""
-    storage, draw = AtomicCheckpointIO(), random.Random(10)
-    storage.save_checkpoint({"w": torch.randn(200)}, tmp_path / "a.ckpt")
+    draw = random.Random(10)
+    save_checkpoint({"w": torch.randn(200)}, tmp_path / "a.ckpt")
     folder = save_model(nano_model(), tmp_path / "model", nano_contract())
-    readers = {tmp_path / "a.ckpt": storage.load_checkpoint, folder / "model.safetensors": lambda _: load_model(folder)}
+    readers = {tmp_path / "a.ckpt": load_checkpoint, folder / "model.safetensors": lambda _: load_model(folder)}
     for path, read in readers.items():
         whole = path.read_bytes()
         read(path)
@@ -1019,8 +1015,8 @@ def test_row_16_same_seed_same_bits(tmp_path, row):
         other = train_nano(store, tmp_path / "4", seed=1)
         assert other[1] != first[1] and not set(other[0]) & set(first[0])
     with row.case("thread count"):
-        saved = AtomicCheckpointIO().load_checkpoint(tmp_path / "1" / "checkpoints" / "last.ckpt")
-        assert saved["sarfm"]["threads"] == torch.get_num_threads()
+        saved = load_checkpoint(tmp_path / "1" / "checkpoints" / "last.ckpt")
+        assert saved["threads"] == torch.get_num_threads()
 
 
 @pytest.mark.row(16)

@@ -237,7 +237,7 @@ def test_a_frozen_encoder_rests():
 
 def test_layer_decay_reaches_the_encoder_and_not_the_heads():
     task = MultiTask(small(auxiliary=True), layer_decay=0.5)
-    scale = {id(p): group["scale"] for group in task.configure_optimizers().param_groups for p in group["params"]}
+    scale = {id(p): group["scale"] for group in task.recipe.optimiser(task.model).param_groups for p in group["params"]}
     assert scale[id(task.model.encoder.embed.project.weight)] == 0.5**5
     assert all(
         scale[id(p)] == 1

@@ -35,14 +35,14 @@ import pandas as pd
 
 
 class Slow(PretrainTask):
-    def training_step(self, batch, batch_index):
-        super().training_step(batch, batch_index)
+    def add_batch(self, *given):
+        super().add_batch(*given)
         print(self.step, flush=True)
         time.sleep(self.pause)
 
-    def on_save_checkpoint(self, checkpoint):
-        super().on_save_checkpoint(checkpoint)
+    def checkpoint(self, optimiser):
         print("saving", self.step, flush=True)
+        return super().checkpoint(optimiser)
 
 
 def train(folder, out, precision, workers, steps, pause):

@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 from sarfm.io.files import CorruptData
 from sarfm.models.heads import Segmenter, build_unet
 from sarfm.models.vit import Encoder
-from sarfm.train.checkpoints import AtomicCheckpointIO, generator_at, seed_at
+from sarfm.train.checkpoints import generator_at, load_checkpoint, seed_at
 from sarfm.train.finetune import SegmentationTask, evaluate_segmentation
 from sarfm.train.losses import LOSSES, cross_entropy, parameter_groups, segmentation_loss, warmup_cosine
 from sarfm.train.pretrain import PretrainTask, preview
-from sarfm.train.trainer import fit, make_trainer
-from sarfm.train.training import NonFiniteLoss, Recipe, Task, guarded_step, running_statistics
+from sarfm.train.trainer import fit, make_fabric
+from sarfm.train.training import NonFiniteLoss, Recipe, Training, guarded_step, running_statistics
 
 
 class Numbers(Dataset):
@@ -47,7 +47,7 @@ class InOrder:
         return iter(range(self.epoch * self.length, (self.epoch + 1) * self.length))
 
 
-class Regression(Task):
+class Regression(Training):
     def losses(self, batch, generator):
         return (self.model(batch["x"]) - batch["y"]).square().mean(), {"picture": batch["x"]}
 
@@ -146,14 +146,15 @@ def test_a_non_finite_step_changes_no_bit(tmp_path):
     unchanged = []
 
     class Watched(Regression):
-        def everything(self):
-            moments = [value for state in self.optimizers().optimizer.state.values() for value in state.values()]
+        def everything(self, optimiser):
+            moments = [value for state in optimiser.state.values() for value in state.values()]
             return [value.clone() for value in [*self.state_dict().values(), *moments]]
 
-        def training_step(self, batch, batch_index):
-            step, before = self.step, self.everything()
-            super().training_step(batch, batch_index)
-            if len(before) == len(self.everything()) and all(map(torch.equal, before, self.everything())):
+        def add_batch(self, batch, optimiser, *rest):
+            step, before = self.step, self.everything(optimiser)
+            super().add_batch(batch, optimiser, *rest)
+            after = self.everything(optimiser)
+            if len(before) == len(after) and all(map(torch.equal, before, after)):
                 unchanged.append(step)
 
     plain = regression(ema=0.9)
@@ -176,7 +177,7 @@ def test_an_infinite_gradient_with_a_finite_loss_is_skipped_too():
     loss = model(torch.ones(1, 1)).sum()
     loss.backward()
     model.weight.grad.fill_(float("inf"))
-    _, bad = guarded_step(optimiser, optimiser.step, model, loss.detach(), running_statistics(model))
+    _, bad = guarded_step(optimiser, model, loss.detach(), running_statistics(model))
     assert bad and all(map(torch.equal, before, model.parameters()))
 
 
@@ -187,9 +188,9 @@ def test_three_non_finite_steps_in_a_row_stop_the_run(tmp_path):
         warnings.simplefilter("ignore")
         with pytest.raises(NonFiniteLoss, match="step 14"):
             run(regression(), numbers(bad=bad), tmp_path)
-    saved = AtomicCheckpointIO().load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
-    assert saved["sarfm"]["step"] == 10
-    assert all(v.isfinite().all() for v in saved["state_dict"].values())
+    saved = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert saved["step"] == 10
+    assert all(v.isfinite().all() for v in saved["weights"].values())
 
 
 def test_accumulation_is_a_larger_batch(tmp_path):
@@ -265,9 +266,9 @@ def test_lengths_precision_and_device_are_checked(tmp_path):
     with pytest.raises(ValueError, match="made for 30 steps"):
         run(regression(), numbers(), tmp_path, steps=40)
     with pytest.raises(ValueError, match="bf16-mixed"):
-        make_trainer(tmp_path, 1, precision="16-mixed")
+        run(regression(), numbers(), tmp_path, precision="16-mixed")
     with pytest.raises(ValueError, match="cuda"):
-        make_trainer(tmp_path, 1, device="gpu")
+        make_fabric("gpu")
     with pytest.raises(ValueError, match="validation_batches"):
         run(regression(), numbers(), tmp_path, validation_batches=2)
 
@@ -364,4 +365,4 @@ def test_a_frozen_encoder_rests():
     task = SegmentationTask(model, 2, freeze_encoder=True)
     task.train()
     assert not model.encoder.training and model.classify.training
-    assert all(p.shape[0] == 2 for g in task.configure_optimizers().param_groups for p in g["params"])
+    assert all(p.shape[0] == 2 for g in task.recipe.optimiser(task.model).param_groups for p in g["params"])

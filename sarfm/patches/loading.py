@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-import lightning as L
 import numpy as np
 import pandas as pd
 import torch
@@ -292,7 +291,7 @@ class StepSampler(Sampler):
         self,
         epoch: int,  # counted from 0
     ) -> None:
-        """Move to an epoch; Lightning calls this at the start of each and after a resume."""
+        """Move to an epoch: at the start of each, and after a resume."""
         self.epoch = epoch
 
     def _steps(self) -> range:
@@ -307,8 +306,8 @@ class StepSampler(Sampler):
         return iter(range(steps.start * self.batch, steps.stop * self.batch))
 
 # %% ../../nbs/20_patches/08_loading.ipynb #f0f9a615
-class PatchDataModule(L.LightningDataModule):
-    """Give Lightning its training, validation and test batches."""
+class PatchDataModule:
+    """Give training, validation and test batches."""
 
     def __init__(
         self,
@@ -331,7 +330,6 @@ class PatchDataModule(L.LightningDataModule):
         balance: str = "",  # "spacing": in training every pixel spacing is equally likely
         resized: tuple[float, float] | None = None,  # share of a patch's area that is resized to a training crop
     ):
-        super().__init__()
         self.min_valid, self.balance, self.resized = min_valid, balance, resized
         self.store, self.split, self.contract, self.label = store, split, contract, label
         self.crop, self.batch_size, self.steps_per_epoch = crop, batch_size, steps_per_epoch

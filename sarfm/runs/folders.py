@@ -34,7 +34,7 @@ PACKAGES = (
     "torch",
     "torchvision",
     "timm",
-    "lightning",
+    "lightning-fabric",
     "segmentation-models-pytorch",
 )
 

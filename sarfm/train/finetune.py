@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from .losses import segmentation_loss
-from .training import Recipe, Task
+from .training import Recipe, Training
 
 # %% ../../nbs/40_train/06_finetune.ipynb #7fc7a469
-class SegmentationTask(Task):
+class SegmentationTask(Training):
     """Train a model that scores the class of every pixel."""
 
     def __init__(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..models.heads import chart_classes
 from .finetune import freeze
 from .losses import cross_entropy
-from .training import Recipe, Task
+from .training import Recipe, Training
 
 # %% ../../nbs/40_train/07_multitask.ipynb #1a4b6714
 def squared_error(
@@ -32,7 +32,7 @@ def squared_error(
 WEIGHTS = {"sic": 1.0, "sod": 3.0, "floe": 3.0}  # of each chart's loss (MMSeaIce, SAR-IceFM)
 
 
-class MultiTask(Task):
+class MultiTask(Training):
     """Train a model that draws several charts at once."""
 
     def __init__(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import generator_at
-from .training import Recipe, Task
+from .training import Recipe, Training
 
 # %% ../../nbs/40_train/05_pretrain.ipynb #b8289976
-class PretrainTask(Task):
+class PretrainTask(Training):
     """Pretrain a method without knowing which one it is."""
 
     def __init__(
