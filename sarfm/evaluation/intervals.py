@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .metrics import scores
-from .tallies import check_tallies, stack, tallies_of_counts
+from .tallies import check_tallies, stack
 
 # %% ../../nbs/50_evaluation/03_intervals.ipynb #2afce63f
 Score = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # sums by target, (..., S) each, to scores (...)
