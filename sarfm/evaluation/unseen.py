@@ -24,6 +24,7 @@ from .intervals import Score, class_score, intervals
 from .metrics import confusion, confusions, scores
 from .predict import predict_scene
 from .tallies import tallies_of_counts
+from .tiles import USUAL, Tiling
 from ..io.files import sha256
 from ..models.weights import load_model
 from ..patches.contract import InputContract
@@ -287,10 +288,7 @@ def count_images(
     contract: InputContract,  # what the model takes
     scenes: Mapping[str, xr.Dataset],  # with their `truth`, as from `scoreable`
     classes: int,  # K
-    tile: int | None = None,  # side of a tile, px; None: the training crop
-    overlap: float = 0.5,  # of neighbouring tiles, in [0, 1)
-    batch: int = 8,  # tiles per forward pass
-    device: str = "cpu",  # where the model runs
+    tiling: Tiling = USUAL,  # how they are cut, and where they are predicted
     progress: bool = True,  # show a progress bar
 ) -> pd.DataFrame:  # one row per scene: scene, t0_p0, t0_p1, ...
     """Predict every scene and count truth against prediction."""
@@ -299,7 +297,7 @@ def count_images(
     names = [f"t{truth}_p{called}" for truth in range(classes) for called in range(classes)]
     rows = []
     for name, scene in tqdm(scenes.items(), disable=not progress, unit="image"):
-        called = predict_scene(model, contract, scene, tile, overlap, batch, device)["prediction"].values
+        called = predict_scene(model, contract, scene, tiling)["prediction"].values
         truth = np.where(called == IGNORE, IGNORE, scene["truth"].values)
         counts = confusion(np.where(truth == IGNORE, 0, called), truth, classes, IGNORE)
         rows.append({"scene": name} | dict(zip(names, counts.ravel().tolist(), strict=True)))
