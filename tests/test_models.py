@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from sarfm.models.heads import Segmenter, build_unet
 from sarfm.models.mae import MAE, valid_statistics
 from sarfm.models.masking import block_mask, random_mask, split_mask, visible_count
+from sarfm.models.neck import Neck
 from sarfm.models.tokens import pad_to_multiple, patchify, sincos_position, take_tokens, token_validity, unpatchify
-from sarfm.models.vit import ENCODERS, Attention, Block, Encoder, attended, build_encoder
+from sarfm.models.vit import ENCODERS, Block, DecoderAttention, DecoderBlock, Encoder, attended, build_encoder
 
 
 def seeded(seed=0):
@@ -173,15 +174,17 @@ def test_split_mask_keeps_order_and_refuses_ragged_masks():
 
 def test_last_tokens_only_equals_all_tokens():
     torch.manual_seed(0)
-    block, x = Block(32, 4), torch.randn(2, 11, 32)
+    block, x = DecoderBlock(32, 4), torch.randn(2, 11, 32)
+    plain = Block(32, 4)
+    plain.load_state_dict(block.state_dict())
     present = attended(torch.rand(2, 11) > 0.3)
     for mask in (None, present):
-        assert torch.allclose(block(x, mask, last=4), block(x, mask)[:, -4:], atol=1e-6)
+        assert torch.allclose(block(x, mask, last=4), plain(x, mask)[:, -4:], atol=1e-6)
 
 
 def test_plain_attention_in_bf16_agrees_with_the_fused_one():
     torch.manual_seed(0)
-    attention, x = Attention(32, 4), torch.randn(2, 9, 32)
+    attention, x = DecoderAttention(32, 4), torch.randn(2, 9, 32)
     present = attended(torch.rand(2, 9) > 0.3)
     for mask, last in itertools.product((None, present), (None, 3)):
         exact = attention(x, mask, last)
@@ -194,8 +197,8 @@ def test_absent_tokens_are_as_good_as_removed():
     encoder = build_encoder("vit-nano", 2, 8)
     there = (token_validity(valid, 8) > 0)[0].nonzero()[:, 0][None]
     assert 0 < there.shape[1] < 24
-    masked = take_tokens(encoder(image, None, valid), there)
-    assert torch.allclose(masked, encoder(image, there, valid), atol=1e-5)
+    masked = take_tokens(encoder(image, valid), there)
+    assert torch.allclose(masked, encoder(image, valid, there), atol=1e-5)
 
 
 def test_invalid_values_change_no_output():
@@ -210,15 +213,56 @@ def test_invalid_values_change_no_output():
         "unet": build_unet(2, 3).eval(),
     }
     for name, model in models.items():
-        args = (None, valid) if name == "encoder" else (valid,)
-        outputs = [model(x, *args) for x in (image, hostile, other)]
+        outputs = [model(x, valid) for x in (image, hostile, other)]
         assert outputs[0].isfinite().all() and all(torch.equal(outputs[0], o) for o in outputs[1:]), name
 
 
 def test_a_scene_without_any_data_gives_finite_tokens():
     encoder = build_encoder("vit-nano", 2, 8)
     image, valid = torch.full((1, 2, 16, 16), float("nan")), torch.zeros(1, 16, 16, dtype=torch.bool)
-    assert encoder(image, None, valid).isfinite().all()
+    assert encoder(image, valid).isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(16, 28), (32, 8)])
+def test_attention_weights_are_those_of_the_ordinary_computation(size):
+    torch.manual_seed(1)
+    encoder = Encoder(1, 4, 32, 3, 2).eval()
+    image, valid = torch.randn(2, 1, *size), torch.rand(2, *size) > 0.2
+    valid[:, :4, :8] = False
+    tokens, present = encoder.embed(image, None, valid)
+    for layer, block in enumerate(encoder.blocks):
+        weights = encoder.attention(image, valid, layer)
+        assert weights.shape == (2, 2, tokens.shape[1], tokens.shape[1])
+        assert torch.allclose(weights.sum(dim=3), torch.ones(weights.shape[:3]), atol=1e-6)
+        assert not weights[:, :, :, 1:3].any()  # two patches without a valid pixel
+        normed = block.norm1(tokens)
+        query, key, value = (x.unflatten(2, (2, 16)).transpose(1, 2) for x in block.attn.qkv(normed).chunk(3, dim=2))
+        score = torch.einsum("bhqd,bhkd->bhqk", query, key) / 4
+        expected = score.masked_fill(~present, -torch.inf).softmax(dim=3)
+        assert torch.allclose(weights, expected, atol=1e-6)
+        mixed = torch.einsum("bhqk,bhkd->bqhd", weights, value).flatten(2)
+        assert torch.allclose(block.attn.proj(mixed), block.attn(normed, present), atol=1e-5)  # by the fused form
+        tokens = block(tokens, present)
+    assert torch.equal(encoder.attention(image, valid), weights)
+    with pytest.raises(ValueError, match="layer in -3..2, got 3"):
+        encoder.attention(image, layer=3)
+
+
+def test_every_parameter_belongs_to_a_layer():
+    encoder = Encoder(1, 4, 32, 3, 2)
+    found = {name: encoder.layer_of(name) for name, _ in encoder.named_parameters()}
+    assert set(found.values()) == {0, 1, 2, 3, 4} and found["embed.project.weight"] == found["embed.class_token"] == 0
+    assert found["blocks.0.norm1.weight"] == 1 and found["blocks.2.mlp.fc2.bias"] == 3 and found["norm.bias"] == 4
+
+
+def test_necks_give_four_resolutions_from_any_maps():
+    for maps in ([(8, 16)] * 4, [(8, 4), (16, 8), (24, 16), (32, 32)], [(8, 4), (8, 8), (8, 8), (8, 8)]):
+        neck = Neck(maps)
+        features = [torch.randn(1, width, 64 // stride, 96 // stride) for width, stride in maps]
+        assert [m.shape[2:] for m in neck(features)] == [(64 // s, 96 // s) for s in (4, 8, 16, 32)]
+        assert [m.shape[1] for m in neck(features)] == list(neck.widths) and neck.strides_px == (4, 8, 16, 32)
+    with pytest.raises(ValueError, match="four maps of .width, stride_px., fine to coarse"):
+        Neck([(8, 32), (8, 16), (8, 8), (8, 4)])
 
 
 def test_features_are_maps_of_four_layers():

@@ -241,7 +241,7 @@ def test_layer_decay_reaches_the_encoder_and_not_the_heads():
     assert scale[id(task.model.encoder.embed.project.weight)] == 0.5**5
     assert all(
         scale[id(p)] == 1
-        for part in ("decoders", "classify", "assist", "pyramid")
+        for part in ("decoders", "classify", "assist", "neck")
         for p in getattr(task.model, part).parameters()
     )
 

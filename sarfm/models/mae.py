@@ -21,7 +21,7 @@ from sarfm.models.tokens import (
     token_validity,
     unpatchify,
 )
-from .vit import Block, Encoder, attended, initialise
+from .vit import DecoderBlock, Encoder, attended, initialise
 
 # %% ../../nbs/30_models/10_mae.ipynb #5f06d6dc
 def validity(
@@ -72,7 +72,7 @@ class Decoder(nn.Module):
         self.width, self.depth, self.heads = width, depth, heads
         self.embed = Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(DecoderBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = Linear(width, values)
         self.apply(initialise)
@@ -172,7 +172,7 @@ class MAE(nn.Module):
         if self.missing is not None:
             image, valid = image.masked_fill(~valid[:, None], self.missing), torch.ones_like(valid)
         size, grid = self.encoder.patch_size, self.encoder.grid
-        seen = torch.cat(self.encoder.encode(image, visible, valid), dim=1)  # (B, 1+n, D)
+        seen = torch.cat(self.encoder.encode(image, valid, visible), dim=1)  # (B, 1+n, D)
         place = sincos_position(self.decoder.width, *grid_shape(image, size), grid, image.device)  # (N, width)
         return self.decoder(seen, visible, masked, place, token_validity(valid, size) > 0)
 

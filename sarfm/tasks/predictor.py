@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..models.heads import FullyConvolutional, Pyramid, build_head, require_tiles
+from ..models.heads import FullyConvolutional, build_head, require_tiles
+from ..models.neck import Neck
 from ..models.networks import build_network
 from ..models.tokens import blank_invalid, pad_to_multiple
 from ..models.vit import Encoder
@@ -68,8 +69,8 @@ class Predictor(nn.Module):
         mapped = [name for name, task in self.tasks.items() if task.target.of == "pixel"]
         width = widths[-1]
         if self.encodes and mapped:
-            if head == "upernet" and len(set(strides)) == 1:
-                self.pyramid = Pyramid(widths[-1])
+            if head == "upernet":
+                self.neck = Neck(list(zip(widths, strides, strict=True)))
             self.decoders = nn.ModuleDict({n: build_head(head, widths, strides, head_width) for n in mapped})
             width = self.decoders[mapped[0]].width
         self.drop = nn.Dropout2d(dropout)
@@ -129,7 +130,7 @@ class Predictor(nn.Module):
         size = image.shape[-2:]
         padded, seen = pad_to_multiple(image, valid, body_stride(self.body))
         maps = self.maps(padded, seen)
-        levels = self.pyramid(maps) if hasattr(self, "pyramid") else maps
+        levels = self.neck(maps) if hasattr(self, "neck") else maps
         outputs = {}
         for name, task in self.tasks.items():
             if task.target.of == "tile":
