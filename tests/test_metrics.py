@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sarfm.evaluation.metrics import confusion, confusions, reconstruction_scores, scores
-from sarfm.evaluation.report import as_markdown, collect_runs, flatten_metrics, fold_table
+from sarfm.evaluation.report import collect_runs, flatten_metrics, fold_table, load_published
 from sarfm.io.files import write_json
 
 
@@ -121,7 +121,22 @@ def test_runs_become_a_table(tmp_path):
     assert list(table["iou"][:2]) == [0.5, 0.6] and table["metric_seed"][0] == 9
     folded = fold_table(table, "status", "iou")
     assert folded["n"].tolist() == [2] and np.isclose(folded["spread"][0], np.std([0.5, 0.6], ddof=1))
-    assert "0.550 ± 0.071" in as_markdown(folded)
+    assert np.isclose(folded["mean"].iloc[0], 0.55) and np.isclose(folded["spread"].iloc[0], 0.0707, atol=1e-3)
     assert flatten_metrics({"a": {"value": 1, "low": 0, "high": 2}}) == {"a": 1, "a_low": 0, "a_high": 2}
     with pytest.raises(FileNotFoundError, match=r"run\.json"):
         collect_runs(tmp_path / "nothing")
+
+
+def test_published_numbers_say_that_they_are_copied(tmp_path):
+    table = load_published("system1")
+    assert table["copied"].all() and table["source"].str.len().min() > 20 and len(table) == 10
+    assert table.set_index(["contestant", "labelled"])["value"]["pretrained", 50] == 0.7946
+    path = tmp_path / "mine.yaml"
+    path.write_text("title: a\nsource: b\ncolumns: [x, value]\nrows: [[1, 2], [3]]\n")
+    with pytest.raises(ValueError, match="Mend it"):
+        load_published(path)
+    path.write_text("title: a\n")
+    with pytest.raises(ValueError, match="lacks"):
+        load_published(path)
+    with pytest.raises(FileNotFoundError, match="system1"):
+        load_published("nobody")

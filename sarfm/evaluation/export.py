@@ -254,4 +254,5 @@ def _name_categories(path: Path, label: xr.DataArray) -> None:
     names = dict(zip(values, label.attrs["flag_meanings"].split(), strict=True))
     each = "".join(f"<Category>{escape(names.get(k, ''))}</Category>" for k in range(max(values) + 1))
     text = f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{each}</CategoryNames></PAMRasterBand></PAMDataset>'
-    atomic_write(path.with_name(path.name + ".aux.xml"), text)
+    with atomic_write(path.with_name(path.name + ".aux.xml"), "w") as file:
+        file.write(text)
