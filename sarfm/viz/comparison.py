@@ -73,7 +73,7 @@ class Comparison:
     ) -> xr.Dataset:  # original, masked, reconstruction, error (channel, y, x) and hidden (y, x)
         """Reconstruct the scene with a fraction of its patches hidden."""
         if (ratio, seed) not in self._made:
-            from sarfm.evaluation.predict import reconstruct_scene
+            from sarfm.evaluation.pictures import reconstruct_scene
 
             made = reconstruct_scene(self.model, self.contract, self.scene, ratio, seed=seed, tile=self.crop_px)
             self._made[ratio, seed] = made
@@ -157,7 +157,7 @@ def tile_numbers(
     tile_px: int | None = None,  # side of a tile, pixels; the comparison's when None
 ) -> dict[str, np.ndarray]:  # mse in dB², ssim and hidden in percent, each (rows, columns); NaN where nothing is hidden
     """Score every tile of a channel on its hidden pixels."""
-    from sarfm.evaluation.predict import tile_scores
+    from sarfm.evaluation.pictures import tile_scores
 
     made = comparison.reconstruction(ratio, seed).sel(channel=[channel])
     table = tile_scores(made, tile_px or comparison.tile_px).set_index(["row", "col"])
