@@ -103,8 +103,8 @@ def test_of_a_unet():
 def test_training_takes_the_steps_that_it_took_before(tmp_path):
     from torch.utils.data import DataLoader, Dataset
 
-    from sarfm.train.finetune import PredictorTraining
     from sarfm.train.trainer import fit
+    from sarfm.train.training import Recipe, Training
 
     class Tiles(Dataset):
         def __len__(self):
@@ -125,11 +125,13 @@ def test_training_takes_the_steps_that_it_took_before(tmp_path):
     )
     load(new, old, [(f"decoders.{n}.", f"decoders.{n}.decoder.") for n in SIZES])
     histories = {}
-    for name, task in (("old", MultiTask(old, weights, **options)), ("new", PredictorTraining(new, **options))):
+    recipe = Recipe(
+        steps=6, rate=1e-2, warmup=2 / 6, weight_decay=0.01, betas=(0.9, 0.999), layer_decay=0.75, seed=3, ema=0.9,
+        clip_norm=1.0,
+    )  # fmt: skip
+    for name, task in (("old", MultiTask(old, weights, **options)), ("new", Training(new, recipe))):
         loader = DataLoader(Tiles(), batch_size=2)
-        histories[name] = fit(
-            task, loader, out=tmp_path / name, steps=6, steps_per_epoch=6, progress=False, device="cpu"
-        )
+        histories[name] = fit(task, loader, out=tmp_path / name, steps_per_epoch=6, progress=False, device="cpu")
     before, now = histories["old"], histories["new"]
     assert set(before) == set(now) and len(now) == 6
     assert all(torch.allclose(torch.tensor(before[c]), torch.tensor(now[c]), rtol=1e-5) for c in before)
