@@ -36,22 +36,26 @@ class SegmentationTask(Training):
         seed: int = 0,  # of dropout and stochastic depth
         convention: str = "mae",  # of layer decay: one of mae | last_block
         clip_norm: float | None = None,  # longest gradient allowed; None: any
+        accumulate: int = 1,  # batches per optimiser step
+        precision: str = "32-true",  # one of 32-true | bf16-mixed
     ) -> None:
         if classes < 2:
             raise ValueError(f"a segmentation has at least 2 classes (background is one); got {classes}")
         if freeze_encoder:
             freeze(model)
         recipe = Recipe(
-            learning_rate,
-            weight_decay,
-            warmup_steps,
-            steps,
-            seed,
-            ema,
-            layer_decay,
-            convention,
-            (0.9, 0.999),
-            clip_norm=clip_norm,
+            steps=steps,
+            accumulate=accumulate,
+            rate=learning_rate,
+            warmup=warmup_steps / steps,
+            weight_decay=weight_decay,
+            betas=(0.9, 0.999),
+            clip_norm=clip_norm or 0.0,
+            ema=ema or 0.0,
+            layer_decay=layer_decay or 1.0,
+            convention=convention,
+            precision=precision,
+            seed=seed,
         )
         super().__init__(model, recipe)
         self.classes, self.loss, self.freeze_encoder = classes, segmentation_loss(loss), freeze_encoder
@@ -68,7 +72,7 @@ class SegmentationTask(Training):
         """Switch to training, all but a frozen encoder."""
         super().train(mode)
         if self.freeze_encoder:
-            self.model.encoder.eval()
+            self.learner.encoder.eval()
         return self
 
     def losses(
@@ -79,7 +83,7 @@ class SegmentationTask(Training):
         """Compute the loss over labelled pixels."""
         if "mask" not in batch:
             raise ValueError("the batch has no 'mask' of labels; name a label when making the data module")
-        logits, truth = self.model(batch["image"], batch["valid"]), batch["mask"]
+        logits, truth = self.learner(batch["image"], batch["valid"]), batch["mask"]
         labelled = truth != 255
         right = ((logits.argmax(1) == truth) & labelled).sum() / labelled.sum().clamp(min=1)
         return self.loss(logits, truth), {"accuracy": right}
