@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lab docs readme bench clean
+.PHONY: help setup demo test soak lab docs readme bench measure clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -51,8 +51,12 @@ docs: setup  ## build the site into _docs/html
 readme: setup  ## make README.md from nbs/index.ipynb
 	@$(BIN)/python docs/readme.py
 
-bench: setup  ## measure what the design promises into bench.json
+bench: setup  ## measure what the design promises into bench.json, beside the libraries of the extra [bench]
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,bench]'
 	@$(BIN)/python tests/bench.py bench.json
+
+measure: setup  ## lines, grain, parameters and imports of the house; REV="2e75a2e HEAD" compares revisions
+	@$(BIN)/python tests/measure_house.py $(REV:%=--rev %)
 
 clean:  ## remove what was built; .venv and data stay
 	rm -rf _docs build dist demo bench.json test-results .pytest_cache .ruff_cache .import_linter_cache

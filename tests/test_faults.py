@@ -56,9 +56,8 @@ from sarfm.runs.notebooks import check_parameters, run_notebook
 from sarfm.runs.sweeps import read_sweep
 from sarfm.scenes.open import make_scene, open_scene, save_scene
 from sarfm.train.checkpoints import TRAILER, load_checkpoint, save_checkpoint
-from sarfm.train.pretrain import PretrainTask
 from sarfm.train.trainer import fit
-from sarfm.train.training import NonFiniteLoss
+from sarfm.train.training import NonFiniteLoss, Recipe, Training
 
 ROOT = Path(__file__).parents[1]
 
@@ -419,7 +418,7 @@ def test_row_05_a_non_finite_step_names_scene_row_and_column(tmp_path, row):
     """One bad step is skipped and named; three in a row stop the run with a report."""
     store = hostile_store(tmp_path / "s.zarr")
 
-    class Spoilt(PretrainTask):
+    class Spoilt(Training):
         def losses(self, batch, generator):
             loss, terms = super().losses(batch, generator)
             return (loss * float("nan") if self.step in self.bad else loss), terms
@@ -428,9 +427,9 @@ def test_row_05_a_non_finite_step_names_scene_row_and_column(tmp_path, row):
         data = PatchDataModule(
             store, pd.Series(["train"] * len(store)), nano_contract(), crop=32, batch_size=2, steps_per_epoch=4
         )
-        task = Spoilt(nano_model(), 1e-3, warmup_steps=1, steps=8)
+        task = Spoilt(nano_model(), Recipe(steps=8, batch_size=2, warmup=1 / 8))
         task.bad = bad
-        return fit(task, data, out=tmp_path / out, steps=8, steps_per_epoch=4, device="cpu", progress=False)
+        return fit(task, data, out=tmp_path / out, steps_per_epoch=4, device="cpu", progress=False)
 
     with row.case("one"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -996,8 +995,8 @@ def train_nano(store, out, seed=0, workers=0, steps=6):
         store, pd.Series(["train"] * len(store)), nano_contract(), crop=32, batch_size=2, steps_per_epoch=3, seed=seed,
         workers=workers,
     )  # fmt: skip
-    task = PretrainTask(nano_model(), 1e-3, warmup_steps=1, steps=steps, seed=seed)
-    history = fit(task, data, out=out, steps=steps, steps_per_epoch=3, device="cpu", progress=False)
+    task = Training(nano_model(), Recipe(steps=steps, batch_size=2, warmup=1 / steps, seed=seed))
+    history = fit(task, data, out=out, steps_per_epoch=3, device="cpu", progress=False)
     weights = b"".join(p.detach().numpy().tobytes() for p in task.state_dict().values())
     return [float(v).hex() for v in history["loss"]], hashlib.sha256(weights).hexdigest()
 

@@ -227,22 +227,24 @@ def test_bad_batches_are_named():
 def test_a_frozen_encoder_rests():
     task = MultiTask(small(), freeze_encoder=True, learning_rate=0.1)
     task.train()
-    assert not task.model.encoder.training and task.model.decoders.training
+    assert not task.learner.encoder.training and task.learner.decoders.training
     task.losses(batch(), None)[0].backward()
-    assert all(p.grad is None for p in task.model.encoder.parameters())
-    assert all(p.grad is not None for p in task.model.decoders.parameters())
+    assert all(p.grad is None for p in task.learner.encoder.parameters())
+    assert all(p.grad is not None for p in task.learner.decoders.parameters())
     with pytest.raises(ValueError, match="has none"):
         MultiTask(build_baseline("unet_winner", 2, TASKS), freeze_encoder=True)
 
 
 def test_layer_decay_reaches_the_encoder_and_not_the_heads():
     task = MultiTask(small(auxiliary=True), layer_decay=0.5)
-    scale = {id(p): group["scale"] for group in task.recipe.optimiser(task.model).param_groups for p in group["params"]}
-    assert scale[id(task.model.encoder.embed.project.weight)] == 0.5**5
+    scale = {
+        id(p): group["scale"] for group in task.recipe.optimiser(task.learner).param_groups for p in group["params"]
+    }
+    assert scale[id(task.learner.encoder.embed.project.weight)] == 0.5**5
     assert all(
         scale[id(p)] == 1
         for part in ("decoders", "classify", "assist", "neck")
-        for p in getattr(task.model, part).parameters()
+        for p in getattr(task.learner, part).parameters()
     )
 
 

@@ -399,29 +399,6 @@ def test_the_index_says_spacing_and_part(tmp_path):
     assert index["part"].tolist() == ["", "test", ""]
 
 
-def test_stores_of_before_keep_their_names_and_plans(tmp_path):
-    """What prepare_store hashes, and what write_store compares, without the arguments that came later."""
-    import hashlib
-
-    from sarfm.datasets.entries import entry_folder, load_entry
-    from sarfm.patches.prepare import _sources
-
-    entry, where = load_entry("borneo"), entry_folder("borneo", None)
-    cut = dict(size=64, stride=64, channels=None, times="channels", labels=None)
-    described = entry.model_dump(mode="json")
-    del described["read"]["reader"]  # a field that came later
-    recipe = {"format": 1, **cut, "entry": described}
-    recipe["files"] = _sources(where, [file.path for file in entry.files])
-    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
-    store = prepare_store("borneo", size=64, stride=64, cache=tmp_path, progress=False)
-    assert store.path.name == f"borneo-{key}.zarr"
-    plan = json.loads((store.path / "plan.json").read_text())
-    shared = ["channels", "units", "quantity", "labels", "size", "stride", "spacing_m", "arrays", "slots", "scenes"]
-    assert list(plan) == shared
-    names = {prepare_store("borneo", size=64, stride=64, cache=tmp_path, progress=False, **more).path for more in MORE}
-    assert len(names) == len(MORE) and store.path in names
-
-
 MORE = [{}, {"edge": "shift"}, {"scales": [2]}, {"scales": [2], "average": "db"}, {"scales": [1, 2]}]
 
 
@@ -498,3 +475,36 @@ def test_killed_with_its_processes_and_continued(tmp_path):
     assert all((path / p.relative_to(tmp_path / "s.zarr.partial")).stat().st_mtime_ns == t for p, t in kept.items())
     assert digests(continued.path) == digests(write_store(many(), tmp_path / "alone.zarr", **cut).path)
     assert len(kept) >= 3 and len(continued.verify()) == 0
+
+
+# ---- chunks smaller than a patch -----------------------------------------------------------------------------------
+
+
+def test_windows_are_read_from_their_chunks_only(tmp_path):
+    scene = a_scene(700, 520)
+    store = write_store({"a": scene}, tmp_path / "s.zarr", size=512, stride=200, progress=False, shard_mb=4.5)
+    assert store.chunk_px == 256 and len(store) > 2
+    group, generator = zarr.open_group(store.path, mode="r"), np.random.default_rng(0)
+    assert group["image"].chunks[-2:] == (256, 256)
+    for array in store.arrays:
+        theirs = group[array][:]
+        for k in range(len(store)):
+            assert store.read(k, array).tobytes() == np.ascontiguousarray(theirs[k]).tobytes()
+            for _ in range(20):
+                (top, bottom), (left, right) = np.sort(generator.choice(513, (2, 2), replace=False), axis=1).tolist()
+                if top < bottom and left < right:
+                    window = np.s_[top:bottom, left:right]
+                    assert store.read(k, array, window).tobytes() == theirs[k][..., top:bottom, left:right].tobytes()
+
+
+def test_a_damaged_chunk_spoils_only_its_windows(tmp_path):
+    store = write_store({"a": a_scene(512, 512)}, tmp_path / "s.zarr", size=512, progress=False)
+    (file,) = [p for p in (store.path / "image" / "c").rglob("*") if p.is_file()]
+    data = bytearray(file.read_bytes())
+    data[100] ^= 1  # in the first chunk
+    file.write_bytes(data)
+    store = open_store(store.path)
+    assert np.isfinite(store.read(0, window=np.s_[256:512, 256:512])).any()
+    with pytest.raises(CorruptData, match="patch 0 is damaged"):
+        store.read(0, window=np.s_[200:300, 0:10])
+    assert store.verify()["array"].tolist() == ["image"]

@@ -98,3 +98,38 @@ def test_of_a_unet():
     load(new, old, [*renames, ("network.decoder.", "network.network.decode.")])
     data = image((64, 70))
     assert torch.equal(old.eval()(*data), new.eval()(*data)["b"])
+
+
+def test_training_takes_the_steps_that_it_took_before(tmp_path):
+    from torch.utils.data import DataLoader, Dataset
+
+    from sarfm.train.finetune import PredictorTraining
+    from sarfm.train.trainer import fit
+
+    class Tiles(Dataset):
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, item):
+            generator = torch.Generator().manual_seed(item)
+            masks = {n: torch.randint(0, k, (32, 32), generator=generator) for n, k in SIZES.items()}
+            out = {f"{word}_{n}": mask for n, mask in masks.items() for word in ("mask", "target")}
+            return out | {"image": torch.randn(2, 32, 32, generator=generator), "valid": torch.ones(32, 32).bool()}
+
+    weights, options = {"a": 1, "b": 3, "c": 2}, {"learning_rate": 1e-2, "weight_decay": 0.01, "layer_decay": 0.75}
+    options |= {"warmup_steps": 2, "steps": 6, "seed": 3, "ema": 0.9, "clip_norm": 1.0}
+    torch.manual_seed(0)
+    old = MultiSegmenter(Encoder(2, 8, 32, 4, 4, drop_path=0.1), SIZES, ["a"], 16, True)
+    new = Predictor(
+        Encoder(2, 8, 32, 4, 4, drop_path=0.1), tasks("a", weights), head_width=16, auxiliary=True, dropout=0.1
+    )
+    load(new, old, [(f"decoders.{n}.", f"decoders.{n}.decoder.") for n in SIZES])
+    histories = {}
+    for name, task in (("old", MultiTask(old, weights, **options)), ("new", PredictorTraining(new, **options))):
+        loader = DataLoader(Tiles(), batch_size=2)
+        histories[name] = fit(
+            task, loader, out=tmp_path / name, steps=6, steps_per_epoch=6, progress=False, device="cpu"
+        )
+    before, now = histories["old"], histories["new"]
+    assert set(before) == set(now) and len(now) == 6
+    assert all(torch.allclose(torch.tensor(before[c]), torch.tensor(now[c]), rtol=1e-5) for c in before)

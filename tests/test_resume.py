@@ -29,20 +29,21 @@ from sarfm.patches.loading import PatchDataModule
 from sarfm.patches.prepare import open_store
 from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
-from sarfm.train.pretrain import PretrainTask
 from sarfm.train.trainer import fit
+from sarfm.train.training import Recipe, Training
 import pandas as pd
 
 
-class Slow(PretrainTask):
-    def add_batch(self, *given):
-        super().add_batch(*given)
-        print(self.step, flush=True)
+class Slow(MAE):
+    def stepped(self, step, steps):
+        print(step + 1, flush=True)
         time.sleep(self.pause)
 
-    def checkpoint(self, optimiser):
+
+class Watched(Training):
+    def state(self, optimiser):
         print("saving", self.step, flush=True)
-        return super().checkpoint(optimiser)
+        return super().state(optimiser)
 
 
 def train(folder, out, precision, workers, steps, pause):
@@ -54,12 +55,12 @@ def train(folder, out, precision, workers, steps, pause):
     data = PatchDataModule(store, split, contract, crop=32, batch_size=4, steps_per_epoch=8, workers=workers, seed=3)
     torch.manual_seed(3)
     encoder = Encoder(2, patch_size=8, width=32, depth=2, heads=2, drop_path=0.2)
-    method = MAE(encoder, decoder_width=32, decoder_depth=1, decoder_heads=2)
-    task = Slow(method, 1e-3, 0.05, warmup_steps=4, steps=steps, seed=3, ema=0.99)
-    task.pause = float(pause)
+    method = Slow(encoder, decoder_width=32, decoder_depth=1, decoder_heads=2)
+    method.pause = float(pause)
+    recipe = Recipe(steps, 4, 2, 1e-3, 4 / steps, seed=3, ema=0.99, precision=precision)
+    task = Watched(method, recipe)
     history = fit(
-        task, data, out=out, steps=steps, steps_per_epoch=4, accumulate=2, precision=precision, device="cpu",
-        progress=False, validation_batches=1,
+        task, data, out=out, steps_per_epoch=4, device="cpu", progress=False, validation_batches=1,
     )
     columns = ["loss", "grad_norm", "learning_rate", "val_loss"]
     text = "\\n".join(" ".join(float(v).hex() for v in row) for row in history[columns].to_numpy())

@@ -309,3 +309,30 @@ def test_a_pair_is_seen_by_one_body():
     image = torch.randn(2, 2, 32, 32, generator=seeded())
     maps = model.maps(torch.cat([image, image], 1))
     assert all((features == 0).all() for features in maps) and body_maps(model.encoder, "concat")[0] == [64] * 4
+
+
+@pytest.mark.parametrize("pair", [None, "difference"])
+@pytest.mark.parametrize("head", ["linear", "unet_winner"])
+def test_a_predictor_is_saved_and_loaded(tmp_path, pair, head):
+    from sarfm.models.weights import load_encoder, load_model, save_model
+    from sarfm.patches.contract import InputContract
+
+    body = build_network(head, 1 if pair else 2) if head.startswith("unet") else encoder(1 if pair else 2)
+    model = Predictor(body, ALL, "linear", pair=pair, dropout=0.1).eval()
+    contract = InputContract(
+        channels=["vv", "vh"], quantity="gamma0", units="dB", spacing_m=10.0, patch_size=8, mean=[-10.0] * 2, std=[3.0] * 2
+    )  # fmt: skip
+    save_model(model, tmp_path, contract)
+    again, stated = load_model(tmp_path, kind="predictor")
+    data = batch()
+    outputs = model(data["image"], data["valid"])
+    assert all(torch.equal(x, outputs[n]) for n, x in again(data["image"], data["valid"]).items())
+    assert again.tasks == model.tasks and stated == contract
+    with pytest.raises(ValueError, match="takes 2 channels, its contract names 1"):
+        save_model(model, tmp_path, contract.model_copy(update={"channels": ["vv"]}))
+    if head == "linear":
+        weights = load_encoder(tmp_path)[0].state_dict()
+        assert all(torch.equal(x, weights[n]) for n, x in model.encoder.state_dict().items())
+    else:
+        with pytest.raises(ValueError, match="no encoder to go on with"):
+            load_encoder(tmp_path)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import warnings
 
 import numpy as np
@@ -13,11 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from sarfm.io.files import CorruptData
 from sarfm.models.heads import Segmenter, build_unet
+from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
+from sarfm.train import trainer
 from sarfm.train.checkpoints import generator_at, load_checkpoint, seed_at
 from sarfm.train.finetune import SegmentationTask, evaluate_segmentation
 from sarfm.train.losses import LOSSES, cross_entropy, parameter_groups, segmentation_loss, warmup_cosine
-from sarfm.train.pretrain import PretrainTask, preview
+from sarfm.train.pretrain import preview
 from sarfm.train.trainer import fit, make_fabric
 from sarfm.train.training import NonFiniteLoss, Recipe, Training, guarded_step, running_statistics
 
@@ -47,9 +50,16 @@ class InOrder:
         return iter(range(self.epoch * self.length, (self.epoch + 1) * self.length))
 
 
-class Regression(Training):
-    def losses(self, batch, generator):
-        return (self.model(batch["x"]) - batch["y"]).square().mean(), {"picture": batch["x"]}
+class Regression(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def draw(self, batch, generator):
+        return batch
+
+    def loss(self, batch):
+        return (self.network(batch["x"]) - batch["y"]).square().mean(), {"picture": batch["x"]}
 
 
 def numbers(batch=4, batches=10, bad=()):
@@ -59,12 +69,12 @@ def numbers(batch=4, batches=10, bad=()):
 def regression(steps=30, model=None, **options):
     torch.manual_seed(0)
     model = model or nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 1))
-    defaults = {"learning_rate": 0.01, "weight_decay": 0.01, "warmup_steps": 5, "steps": steps}
-    return Regression(model, Recipe(**(defaults | options)))
+    defaults = {"rate": 0.01, "weight_decay": 0.01, "warmup": 5 / steps, "steps": steps}
+    return Training(Regression(model), Recipe(**(defaults | options)))
 
 
-def run(task, data, out, steps=30, **options):
-    return fit(task, data, out=out, steps=steps, steps_per_epoch=10, device="cpu", progress=False, **options)
+def run(task, data, out, **options):
+    return fit(task, data, out=out, steps_per_epoch=10, device="cpu", progress=False, **options)
 
 
 # losses
@@ -130,6 +140,45 @@ def test_layer_decay_in_the_other_convention_never_uses_the_full_rate():
         parameter_groups(build_unet(2, 2), 0.05, 0.7)
 
 
+def published_scale(name, depth, decay, convention):
+    """Give a parameter's factor by its name alone, as BEiT, MAE (`mae`) and SAR-W-MixMAE (`last_block`) do."""
+    last = depth + 1 if convention == "mae" else depth
+    block = re.search(r"^encoder\.blocks\.(\d+)\.", name)
+    if not name.startswith("encoder.") or name.startswith("encoder.norm."):
+        return decay ** (depth + 1 - last)
+    return decay ** (depth + 1 - (int(block[1]) + 1 if block else 0))
+
+
+@pytest.mark.parametrize("convention", ["mae", "last_block"])
+def test_layer_decay_is_the_published_one(convention):
+    encoder = Encoder(2, patch_size=8, width=32, depth=3, heads=2)
+    for model in (Segmenter(encoder, 2, "upernet"), MAE(encoder, 32, 2, 2)):
+        scale = {id(p): g["scale"] for g in parameter_groups(model, 0.05, 0.7, convention) for p in g["params"]}
+        expected = {id(p): published_scale(name, 3, 0.7, convention) for name, p in model.named_parameters()}
+        assert scale == {key: expected[key] for key in scale} and len(scale) == len(expected)
+
+
+def test_layer_decay_of_an_encoder_in_stages():
+    class Stages(nn.Module):
+        depth = 4  # two stages of two layers
+
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(1, 4, 4)
+            self.stages = nn.ModuleList(nn.ModuleList(nn.Linear(4, 4) for _ in range(2)) for _ in range(2))
+
+        def layer_of(self, parameter):
+            part, *rest = parameter.split(".")
+            return 0 if part == "stem" else 1 + 2 * int(rest[0]) + int(rest[1])
+
+    model = nn.ModuleDict({"encoder": Stages(), "head": nn.Linear(4, 2)})
+    scale = {id(p): g["scale"] for g in parameter_groups(model, 0.05, 0.5) for p in g["params"]}
+    linear = [layer for stage in model["encoder"].stages for layer in stage]
+    assert scale[id(model["encoder"].stem.weight)] == 0.5**5
+    assert [scale[id(layer.weight)] for layer in linear] == [0.5**4, 0.5**3, 0.5**2, 0.5]
+    assert scale[id(model["head"].weight)] == 1.0
+
+
 # random streams and checkpoints
 
 
@@ -142,23 +191,21 @@ def test_streams_differ_and_repeat():
 
 
 @pytest.mark.row(5)
-def test_a_non_finite_step_changes_no_bit(tmp_path):
-    unchanged = []
+def test_a_non_finite_step_changes_no_bit(tmp_path, monkeypatch):
+    unchanged, task = [], regression(ema=0.9)
 
-    class Watched(Regression):
-        def everything(self, optimiser):
-            moments = [value for state in optimiser.state.values() for value in state.values()]
-            return [value.clone() for value in [*self.state_dict().values(), *moments]]
+    def everything(optimiser):
+        moments = [value for state in optimiser.state.values() for value in state.values()]
+        return [value.clone() for value in [*task.state_dict().values(), *moments]]
 
-        def add_batch(self, batch, optimiser, *rest):
-            step, before = self.step, self.everything(optimiser)
-            super().add_batch(batch, optimiser, *rest)
-            after = self.everything(optimiser)
-            if len(before) == len(after) and all(map(torch.equal, before, after)):
-                unchanged.append(step)
+    def watched(training, fabric, batches, optimiser, step=trainer.train_step):
+        number, before = training.step, everything(optimiser)
+        step(training, fabric, batches, optimiser)
+        after = everything(optimiser)
+        if len(before) == len(after) and all(map(torch.equal, before, after)):
+            unchanged.append(number)
 
-    plain = regression(ema=0.9)
-    task = Watched(plain.model, plain.recipe)
+    monkeypatch.setattr(trainer, "train_step", watched)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         history = run(task, numbers(bad={4 * 7 + 2}), tmp_path)
@@ -172,7 +219,7 @@ def test_a_non_finite_step_changes_no_bit(tmp_path):
 @pytest.mark.row(5)
 def test_an_infinite_gradient_with_a_finite_loss_is_skipped_too():
     model = nn.Linear(1, 1)
-    optimiser = Recipe(0.1, 0.0, 0, 10).optimiser(model)
+    optimiser = Recipe(steps=10, rate=0.1, weight_decay=0.0, warmup=0.0).optimiser(model)
     before = [p.clone() for p in model.parameters()]
     loss = model(torch.ones(1, 1)).sum()
     loss.backward()
@@ -194,22 +241,22 @@ def test_three_non_finite_steps_in_a_row_stop_the_run(tmp_path):
 
 
 def test_accumulation_is_a_larger_batch(tmp_path):
-    two = regression(model=nn.Linear(3, 1))
+    two = regression(model=nn.Linear(3, 1), accumulate=2)
     one = regression(model=nn.Linear(3, 1))
     one.load_state_dict(two.state_dict())
-    a = run(two, numbers(4, 20), tmp_path / "two", accumulate=2)
+    a = run(two, numbers(4, 20), tmp_path / "two")
     b = run(one, numbers(8, 10), tmp_path / "one")
     np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-4)
-    assert torch.allclose(two.model.weight, one.model.weight, atol=1e-6)
+    assert torch.allclose(two.learner.network.weight, one.learner.network.weight, atol=1e-6)
 
 
 def test_training_learns_and_the_average_follows(tmp_path):
     task = regression(steps=200, ema=0.95, clip_norm=5.0)
-    history = run(task, numbers(16), tmp_path, steps=200)
+    history = run(task, numbers(16), tmp_path)
     assert history["loss"].tail(10).mean() < 0.2 * history["loss"].head(10).mean()
     assert list(history["step"]) == list(range(200))
     assert "picture" not in history
-    slow, fast = task.average.state_dict(), task.model.state_dict()
+    slow, fast = task.average.state_dict(), task.learner.state_dict()
     assert any(not torch.equal(slow[k], fast[k]) for k in slow)
     assert task.trained() is task.average
 
@@ -222,16 +269,47 @@ def test_nothing_but_the_checkpoint_is_written(tmp_path, capfd):
 
 
 def test_bf16_trains(tmp_path):
-    history = run(regression(steps=100), numbers(16), tmp_path, steps=100, precision="bf16-mixed")
+    history = run(regression(steps=100, precision="bf16-mixed"), numbers(16), tmp_path)
     assert history["loss"].tail(10).mean() < 0.5 * history["loss"].head(10).mean()
 
 
 def test_steps_need_not_be_whole_epochs(tmp_path):
     epochs = []
-    history = run(regression(steps=25), numbers(), tmp_path, steps=25, on_epoch=lambda task: epochs.append(task.step))
+    history = run(regression(steps=25), numbers(), tmp_path, on_epoch=lambda task: epochs.append(task.step))
     assert len(history) == 25 and epochs == [10, 20, 25]
-    again = run(regression(steps=25), numbers(), tmp_path, steps=25)
+    again = run(regression(steps=25), numbers(), tmp_path)
     assert again.equals(history)
+
+
+def test_a_learner_is_told_of_every_step_and_frozen_parts_rest(tmp_path):
+    told = []
+
+    class Watching(Regression):
+        def stepped(self, step, steps):
+            told.append((step, steps))
+
+    network = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    task = Training(Watching(network), Recipe(steps=20), freeze=("network.0", "network.1"))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    run(task, numbers(), tmp_path)
+    assert told == [(step, 20) for step in range(20)]
+    moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"2.weight", "2.bias"}
+    with pytest.raises(ValueError, match="freeze names encoder"):
+        Training(Watching(network), Recipe(), freeze=("encoder",))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0}, {"batch_size": 0}, {"accumulate": 0}, {"rate": 0.0}, {"warmup": 1.0}, {"floor": 2.0}, {"ema": 1.0},
+        {"weight_decay": -1.0}, {"betas": (0.9,)}, {"betas": (0.9, 1.0)}, {"clip_norm": -1.0}, {"layer_decay": 0.0},
+        {"convention": "other"}, {"precision": "16-mixed"}, {"seed": -1},
+    ],
+)  # fmt: skip
+def test_a_recipe_refuses_what_lies_outside_its_ranges(wrong):
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))}.*Change {next(iter(wrong))} of the recipe"):
+        Recipe(**wrong)
 
 
 # what fit refuses
@@ -240,7 +318,7 @@ def test_steps_need_not_be_whole_epochs(tmp_path):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"learning_rate": 0.5}, "learning_rate"),
+        ({"rate": 0.5}, "rate"),
         ({"seed": 1}, "seed"),
         ({"ema": 0.5}, "ema"),
         ({"weight_decay": 0.5}, "weight_decay"),
@@ -262,11 +340,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 def test_lengths_precision_and_device_are_checked(tmp_path):
     with pytest.raises(ValueError, match="steps_per_epoch=20"):
-        run(regression(), numbers(), tmp_path, accumulate=2)
-    with pytest.raises(ValueError, match="made for 30 steps"):
-        run(regression(), numbers(), tmp_path, steps=40)
+        run(regression(accumulate=2), numbers(), tmp_path)
     with pytest.raises(ValueError, match="bf16-mixed"):
-        run(regression(), numbers(), tmp_path, precision="16-mixed")
+        regression(precision="16-mixed")
     with pytest.raises(ValueError, match="cuda"):
         make_fabric("gpu")
     with pytest.raises(ValueError, match="validation_batches"):
@@ -322,15 +398,15 @@ def test_pretraining_knows_no_method_by_name(tmp_path):
             return (self.weight * batch["noise"]).sum() ** 2, {"noise": batch["noise"]}
 
     histories = [
-        run(PretrainTask(Method(), steps=30, seed=seed), numbers(), tmp_path / f"{n}")
+        run(Training(Method(), Recipe(steps=30, warmup=0.0, seed=seed)), numbers(), tmp_path / f"{n}")
         for n, seed in enumerate((3, 3, 4))
     ]
     assert list(histories[0]["noise"]) == list(histories[1]["noise"]) != list(histories[2]["noise"])
     assert histories[0]["noise"].nunique() == 30
     with pytest.raises(ValueError, match="lacks draw and loss"):
-        PretrainTask(nn.Linear(1, 1))
+        Training(nn.Linear(1, 1), Recipe())
     with pytest.raises(ValueError, match="no reconstruct"):
-        preview(PretrainTask(Method(), steps=3), {"image": torch.zeros(1)})
+        preview(Training(Method(), Recipe(steps=3)), {"image": torch.zeros(1)})
 
 
 def test_evaluation_counts_what_metrics_count():
@@ -365,4 +441,4 @@ def test_a_frozen_encoder_rests():
     task = SegmentationTask(model, 2, freeze_encoder=True)
     task.train()
     assert not model.encoder.training and model.classify.training
-    assert all(p.shape[0] == 2 for g in task.recipe.optimiser(task.model).param_groups for p in g["params"])
+    assert all(p.shape[0] == 2 for g in task.recipe.optimiser(task.learner).param_groups for p in g["params"])

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..io.processes import leave_with
@@ -61,16 +62,13 @@ def draw_shape(
     return size, size
 
 # %% ../../nbs/20_patches/08_loading.ipynb #0eaf2e87
-def _taps(
+def _neighbours(
     length: int,  # pixels along one axis
     side: int,  # pixels wanted
-) -> tuple[np.ndarray, np.ndarray]:  # (side, 4) pixels that have a say, (side, 4) float32 weights
-    """Lay out a cubic interpolation along one axis."""
-    place = (np.arange(side) + 0.5) * length / side - 0.5
-    first, a = np.floor(place).astype(int), -0.75
-    far = np.abs(place[:, None] - first[:, None] - np.arange(-1, 3))  # distance to each tap, px
-    near, outer = ((a + 2) * far - (a + 3)) * far**2 + 1, a * (((far - 5) * far + 8) * far - 4)
-    return (first[:, None] + np.arange(-1, 3)).clip(0, length - 1), np.where(far <= 1, near, outer).astype(np.float32)
+) -> np.ndarray:  # (side, 4) pixels from which a cubic interpolation takes each
+    """Name the pixels that have a say in a resized one."""
+    first = np.floor((np.arange(side) + 0.5) * length / side - 0.5).astype(int)
+    return (first[:, None] + np.arange(-1, 3)).clip(0, length - 1)
 
 
 def resize_crop(
@@ -83,10 +81,13 @@ def resize_crop(
     height, width = valid.shape
     if (height, width) == (side, side):
         return image, valid, classes
-    (rows, down), (cols, across) = _taps(height, side), _taps(width, side)
-    image = sum(down[:, k, None] * image[:, rows[:, k]] for k in range(4))  # (C, side, w)
-    image = sum(across[:, k] * image[..., cols[:, k]] for k in range(4))  # (C, side, side)
-    valid = valid[rows].all(1)[:, cols].all(2)
+    given = torch.from_numpy(np.ascontiguousarray(image))[None]
+    image = F.interpolate(given, (side, side), mode="bicubic", align_corners=False)[0].numpy()  # (C, side, side)
+    if not valid.all():  # a pixel is valid if all 4 × 4 that have a say are
+        rows, cols = _neighbours(height, side), _neighbours(width, side)
+        valid = valid[rows].all(1)[:, cols].all(2)
+    else:
+        valid = np.ones((side, side), bool)
     r, c = (((np.arange(side) + 0.5) * n / side).astype(int) for n in (height, width))
     return np.where(valid, image, np.float32(0)), valid, {name: v[r][:, c] for name, v in classes.items()}
 
@@ -96,9 +97,10 @@ def read_classes(
     patch: int,  # number of the patch
     label: str,  # name of the label
     table: np.ndarray,  # as `remap_table` makes it
-) -> np.ndarray:  # (p, p) uint8, class 0 … K-1 or 255
-    """Read the classes of a patch."""
-    codes, last = store.read(patch, f"label_{label}"), len(table) - 1
+    window: tuple[slice, slice] | None = None,  # rows and columns of the patch, px; all when None
+) -> np.ndarray:  # (h, w) uint8, class 0 … K-1 or 255
+    """Read the classes of a window of a patch."""
+    codes, last = store.read(patch, f"label_{label}", window), len(table) - 1
     return table[np.where((codes < 0) | (codes > last), last, codes)]
 
 
@@ -141,9 +143,9 @@ def draw_window(
         window = Window(patch, *place[:2], height, width, place[2])
         if not tables and store.index["valid_fraction"].iat[patch] == 1:
             return window
-        valid = useful = store.read(patch, "valid")[window.place]
+        valid = useful = store.read(patch, "valid", window.place)
         if tables:
-            labelled = [read_classes(store, patch, name, t)[window.place] != IGNORE for name, t in tables.items()]
+            labelled = [read_classes(store, patch, name, t, window.place) != IGNORE for name, t in tables.items()]
             useful = valid & np.any(labelled, axis=0)
         if useful.mean() > best:
             best, chosen = useful.mean(), window
@@ -221,6 +223,7 @@ class CropDataset(Dataset):
         self.classes = classes if several else classes.get(label, [])  # by label, if several
         self._keys = {name: f"mask_{key}" if several else "mask" for key, name in keyed.items()}
         self._tables = {name: remap_table(store.labels[name]) for name in names}
+        self._observed = store.index["valid_fraction"].to_numpy() == 1
         self.balance, self.resized, self._order = balance, resized, (-1, rows)
         self._groups = spacing_groups(store, rows, balance) if augment else [rows]
 
@@ -253,16 +256,27 @@ class CropDataset(Dataset):
         if not self.augment and item >= len(self.rows):
             raise IndexError(f"there are {len(self.rows)} items without augmentation; got {item}")
         window = self._window(item)
-        valid = self.store.read(window.patch, "valid")[window.place]
-        image = self.contract.normalise(self.store.read(window.patch)[(slice(None), *window.place)], valid)
+        image, valid = self._read(window)
         tables = self._tables.items()
-        classes = {self._keys[n]: read_classes(self.store, window.patch, n, t)[window.place] for n, t in tables}
+        classes = {self._keys[n]: read_classes(self.store, window.patch, n, t, window.place) for n, t in tables}
         if self.augment and self.resized:
             image, valid, classes = resize_crop(image, valid, classes, self.crop)
+        image = image if self._scaled_first(window) else self.contract.normalise(image, valid)
         masks = {key: np.where(valid, codes, IGNORE).astype(np.int64) for key, codes in classes.items()}
         arrays = {"image": image, "valid": valid, **masks}
         out = {k: torch.from_numpy(turn(v, window.symmetry).copy()) for k, v in arrays.items()}
         return {**out, "patch": window.patch}
+
+    def _scaled_first(self, window: Window) -> bool:
+        """Say whether an image is normalised before it is resized: where clipping or holes make a difference."""
+        return self.contract.clip is not None or not self._observed[window.patch]
+
+    def _read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Read image and valid of a window."""
+        image = self.store.read(window.patch, window=window.place)
+        whole = self._observed[window.patch]
+        valid = np.ones(image.shape[1:], bool) if whole else self.store.read(window.patch, "valid", window.place)
+        return (self.contract.normalise(image, valid) if self._scaled_first(window) else image), valid
 
     def _window(self, item: int) -> Window:
         """Choose the window of an item."""

@@ -27,7 +27,7 @@ from ..io.files import CorruptData, atomic_path, lock, read_json, sha256, write_
 from ..io.processes import in_processes, processes
 from .cut import DatedScenes, cut_band, patch_index
 from .scales import ScaledScenes
-from .shards import map_shard, read_chunk, shard_file, write_shard
+from .shards import chunk_side, map_shard, read_chunk, shard_file, to_chunks, write_shard
 from .store import FORMAT, MANIFEST, PatchStore, describe, open_store, partial_path
 from .store import restore as restore  # part of this module's interface
 from ..scenes.open import channel_names, check_scene, flag_meanings, label_names, polarisation_names, spacing_m
@@ -125,7 +125,7 @@ def _plan(
     spacing = None if None in spacings else float(np.median(spacings))
     shared = {key: kind[key] for key in ("channels", "units", "quantity", "labels")} | {"size": cut["size"]}
     shared |= {"stride": cut["stride"], "spacing_m": spacing, "arrays": _arrays(kind, cut["size"])}
-    return shared | ({} if cut["edge"] == "pad" else {"edge": cut["edge"]}), index, described, prints
+    return shared | {"edge": cut["edge"]}, index, described, prints
 
 # %% ../../nbs/20_patches/05_prepare.ipynb #92ced75e
 def _create(
@@ -142,7 +142,7 @@ def _create(
             name,
             shape=(patches, *shape),
             dtype=dtype,
-            chunks=(1, *shape),
+            chunks=(1, *shape[:-2], *2 * [attrs["chunk_px"]]),
             shards=(attrs["slots"], *shape),
             compressors=[zarr.codecs.Crc32cCodec()],
         )
@@ -150,16 +150,16 @@ def _create(
 
 def _sound(
     file: Path,  # a shard
-    nbytes: int,  # of one patch
-    slots: int,  # patches that fit in
-    patches: int,  # patches that must be in
+    nbytes: int,  # of one chunk
+    slots: int,  # chunks that fit in
+    chunks: int,  # chunks that must be in
 ) -> bool:
     """Say whether a shard is finished and undamaged."""
     try:
         data, index = map_shard(file, slots)
     except CorruptData:
         return False
-    return all(read_chunk(data, index, k, nbytes) is not None for k in range(patches))
+    return all(read_chunk(data, index, k, nbytes) is not None for k in range(chunks))
 
 
 def _cut(
@@ -187,9 +187,11 @@ def _cut(
 
 def _nbytes(
     array: list,  # type and shape of a patch
+    side: int | None = None,  # of a chunk, px; the whole patch when None
 ) -> int:
-    """Count the bytes of a patch."""
-    return np.dtype(array[0]).itemsize * math.prod(array[1])
+    """Count the bytes of a patch, or of a chunk of it."""
+    shape = array[1] if side is None else [*array[1][:-2], side, side]
+    return np.dtype(array[0]).itemsize * math.prod(shape)
 
 # %% ../../nbs/20_patches/05_prepare.ipynb #00ef59fb
 def _write_shards(
@@ -202,15 +204,19 @@ def _write_shards(
     """Write those shards that are not there yet."""
     from tqdm.auto import tqdm
 
-    slots, last = attrs["slots"], {}
+    slots, last, side = attrs["slots"], {}, attrs["chunk_px"]
+    parts = (attrs["size"] // side) ** 2  # chunks of a patch
     shards = range(index["patch"].iloc[0] // slots, index["patch"].iloc[-1] // slots + 1)
     for k, shard in enumerate(tqdm(shards, desc="patches", unit="shard", disable=not progress)):
         rows = index.iloc[k * slots : (k + 1) * slots]
-        files = {name: shard_file(folder, name, shard, 1 + len(a[1])) for name, a in attrs["arrays"].items()}
-        missing = [n for n, file in files.items() if not _sound(file, _nbytes(attrs["arrays"][n]), slots, len(rows))]
+        missing = {}
+        for name, array in attrs["arrays"].items():
+            file = shard_file(folder, name, shard, 1 + len(array[1]))
+            if not _sound(file, _nbytes(array, side), slots * parts, len(rows) * parts):
+                missing[name] = file
         patches = _cut(scenes, rows, attrs, last) if missing else {}
-        for name in missing:
-            write_shard(files[name], patches[name], slots)
+        for name, file in missing.items():
+            write_shard(file, to_chunks(patches[name], side), slots * parts)
 
 
 def _finish(
@@ -219,20 +225,24 @@ def _finish(
     index: pd.DataFrame,  # all patches
 ) -> None:
     """Collect checksums and valid fractions, and declare the store complete."""
-    slots, crcs, sizes, fractions = attrs["slots"], {}, {}, np.empty(len(index))
+    side, crcs, sizes = attrs["chunk_px"], {}, {}
+    parts = (attrs["size"] // side) ** 2  # chunks of a patch
+    slots, seen = attrs["slots"] * parts, np.empty(len(index) * parts)
     for name, array in attrs["arrays"].items():
-        crcs[name] = np.empty(len(index), np.uint32)
-        for patch in range(len(index)):
-            if patch % slots == 0:
-                file = shard_file(folder, name, patch // slots, 1 + len(array[1]))
+        crcs[name] = np.empty(len(seen), np.uint32)
+        for chunk in range(len(seen)):
+            if chunk % slots == 0:
+                file = shard_file(folder, name, chunk // slots, 1 + len(array[1]))
                 data, places = map_shard(file, slots)
                 sizes[file.relative_to(folder).as_posix()] = data.nbytes
-            found = read_chunk(data, places, patch % slots, _nbytes(array))
+            found = read_chunk(data, places, chunk % slots, _nbytes(array, side))
             if found is None:
-                raise CorruptData.at(file, f"patch {patch} changed while the store was written; prepare it again", name)
-            crcs[name][patch] = found[1]
+                changed = f"patch {chunk // parts} changed while the store was written; prepare it again"
+                raise CorruptData.at(file, changed, name)
+            crcs[name][chunk] = found[1]
             if name == "valid":
-                fractions[patch] = found[0].mean()
+                seen[chunk] = found[0].mean()
+    fractions = seen.reshape(len(index), parts).mean(1)
     tables = {"index.parquet": index.assign(valid_fraction=fractions), "checksums.parquet": pd.DataFrame(crcs)}
     for name, table in tables.items():
         with atomic_path(folder / name) as temporary:
@@ -303,6 +313,7 @@ def write_store(
         names = list(scenes)
         looks = _look_in_processes(pool, scenes, names, cut, progress) if pool else _look(scenes, names, cut)
         attrs, index, described, prints = _plan(looks, names, cut)
+        attrs["chunk_px"] = chunk_side(size)
         attrs["slots"] = int(np.clip(shard_mb * 1e6 // _nbytes(attrs["arrays"]["image"]), 1, len(index)))
         plan = json.loads(json.dumps({**attrs, "scenes": prints}))
         if path.exists():
@@ -359,12 +370,9 @@ def prepare_store(
     entry, where = load_entry(dataset), entry_folder(dataset, folder)
     described, listed = entry.model_dump(mode="json"), [file.path for file in entry.files]
     cut = dict(size=size, stride=stride, channels=channels or None, times=times, labels=labels)
-    if entry.read and entry.read.reader == "files":
-        del described["read"]["reader"]  # older than the field
-    else:
+    if not entry.read or entry.read.reader != "files":
         listed = listed or entry_files(entry, where)  # whatever else lies in the folder
-    recipe = {"format": FORMAT, **cut, "entry": described}
-    recipe |= {} if edge == "pad" else {"edge": edge}  # what is as it always was keeps the names of its stores
+    recipe = {"format": FORMAT, **cut, "edge": edge, "entry": described}
     recipe |= {} if scales is None else {"scales": [int(f) for f in scales], "average": average}
     recipe["files"] = _sources(where, listed)
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]

@@ -71,6 +71,16 @@ def describe(
         "variables": {str(n): _frame(v) for n, v in scene.data_vars.items()},
     }
 
+# %% ../../nbs/20_patches/04_store.ipynb #c23ecb92
+def _overlap(
+    wanted: slice,  # pixels of the window along one side
+    chunk: int,  # number of the chunk along that side
+    side: int,  # of a chunk, px
+) -> tuple[slice, slice]:  # of the window, of the chunk
+    """Find the common part of a window and a chunk."""
+    start, stop = max(wanted.start, chunk * side), min(wanted.stop, (chunk + 1) * side)
+    return slice(start - wanted.start, stop - wanted.start), slice(start - chunk * side, stop - chunk * side)
+
 # %% ../../nbs/20_patches/04_store.ipynb #f5f2ff0e
 class PatchStore:
     """Read the patches of a finished store."""
@@ -82,11 +92,14 @@ class PatchStore:
         path: Path,  # the store, complete
         attrs: dict[str, Any],  # what `write_store` put down
         index: pd.DataFrame,  # one row per patch
-        checksums: pd.DataFrame,  # CRC-32C of every chunk of every array
+        checksums: pd.DataFrame,  # CRC-32C of every chunk of every array, chunks of a patch together
     ):
-        self.path, self.index, self._slots = path, index, attrs["slots"]
+        self.path, self.index = path, index
         self.channels, self.units, self.quantity = attrs["channels"], attrs["units"], attrs["quantity"]
         self.size, self.stride, self.spacing_m = attrs["size"], attrs["stride"], attrs["spacing_m"]
+        self.chunk_px = attrs["chunk_px"]
+        self._parts = self.size // self.chunk_px  # chunks along a side of a patch
+        self._slots = attrs["slots"] * self._parts**2  # chunks in a shard
         self.labels = {name: {int(c): m for c, m in codes.items()} for name, codes in attrs["labels"].items()}
         self.arrays = {name: (np.dtype(kind), tuple(shape)) for name, (kind, shape) in attrs["arrays"].items()}
         self._crc = {name: checksums[name].to_numpy() for name in self.arrays}
@@ -107,36 +120,57 @@ class PatchStore:
         """Describe every scene: sizes, attributes, coordinates (see `describe`)."""
         return read_json(self.path / "scenes.json")
 
-    def _file(self, patch: int, array: str) -> Path:
-        """Name the file that holds a patch."""
-        return shard_file(self.path, array, patch // self._slots, 1 + len(self.arrays[array][1]))
+    def _file(self, chunk: int, array: str) -> Path:
+        """Name the file that holds a chunk."""
+        return shard_file(self.path, array, chunk // self._slots, 1 + len(self.arrays[array][1]))
 
-    def _mapped(self, patch: int, array: str) -> tuple[np.ndarray, np.ndarray]:
-        """Map the shard of a patch, or take it from those that this process has mapped."""
+    def _mapped(self, chunk: int, array: str) -> tuple[np.ndarray, np.ndarray]:
+        """Map the shard of a chunk, or take it from those that this process has mapped."""
         if self._pid != os.getpid():
             self._pid, self._open = os.getpid(), OrderedDict()
-        key = (array, patch // self._slots)
+        key = (array, chunk // self._slots)
         if key not in self._open:
-            self._open[key] = map_shard(self._file(patch, array), self._slots)
+            self._open[key] = map_shard(self._file(chunk, array), self._slots)
             if len(self._open) > self.MAPPED:
                 self._open.popitem(last=False)
         return self._open[key]
+
+    def _chunk(self, patch: int, array: str, chunk: int) -> np.ndarray:
+        """Read one chunk, checked against its CRC-32C in the file and in the table."""
+        dtype, shape = self.arrays[array]
+        shape = (*shape[:-2], self.chunk_px, self.chunk_px)
+        found = read_chunk(*self._mapped(chunk, array), chunk % self._slots, dtype.itemsize * math.prod(shape))
+        if found is None or found[1] != self._crc[array][chunk]:
+            raise CorruptData.at(self._file(chunk, array), f"patch {patch} is damaged; prepare the store again", array)
+        return found[0].view(dtype).reshape(shape)
 
     def read(
         self,
         patch: int,  # number of the patch
         array: str = "image",  # "image", "valid" or "label_<name>"
-    ) -> np.ndarray:  # (C, p, p) or (p, p), a read-only view of the file; image in the store's unit
-        """Read one patch of one array, checked against its CRC-32C."""
+        window: tuple[slice, slice]
+        | None = None,  # rows and columns of the patch, px, with start and stop; all when None
+    ) -> np.ndarray:  # (…, h, w); of a patch that is one chunk a read-only view of the file; image in the store's unit
+        """Read a window of a patch: only the chunks that it touches, each checked against its CRC-32C."""
         if not 0 <= patch < len(self.index) or array not in self.arrays:
             known = f"patches 0 to {len(self) - 1} and arrays {list(self.arrays)}"
             raise ValueError(f"{self.path} holds {known}; asked for patch {patch} of {array!r}")
+        rows, columns = window or (slice(0, self.size), slice(0, self.size))
+        patch, first = int(patch), int(patch) * self._parts**2
+        if self._parts == 1:
+            whole = self._chunk(patch, array, first)
+            return whole if window is None else whole[..., rows, columns]
         dtype, shape = self.arrays[array]
-        patch = int(patch)
-        found = read_chunk(*self._mapped(patch, array), patch % self._slots, dtype.itemsize * math.prod(shape))
-        if found is None or found[1] != self._crc[array][patch]:
-            raise CorruptData.at(self._file(patch, array), f"patch {patch} is damaged; prepare the store again", array)
-        return found[0].view(dtype).reshape(shape)
+        out = np.empty((*shape[:-2], rows.stop - rows.start, columns.stop - columns.start), dtype)
+        for i in range(rows.start // self.chunk_px, -(-rows.stop // self.chunk_px)):
+            for j in range(columns.start // self.chunk_px, -(-columns.stop // self.chunk_px)):
+                (into_row, of_row), (into_column, of_column) = (
+                    _overlap(rows, i, self.chunk_px),
+                    _overlap(columns, j, self.chunk_px),
+                )
+                chunk = self._chunk(patch, array, first + i * self._parts + j)
+                out[..., into_row, into_column] = chunk[..., of_row, of_column]
+        return out
 
     def verify(self) -> pd.DataFrame:  # patch, array, found: one row per damage; empty when all is well
         """Read everything and list what is damaged."""

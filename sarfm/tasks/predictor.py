@@ -7,6 +7,7 @@ __all__ = ['PAIRS', 'fuse', 'Predictor', 'body_stride', 'body_maps', 'build_pred
 
 # %% ../../nbs/35_tasks/02_predictor.ipynb #6935eb8d
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -270,7 +271,7 @@ def _check(model: Predictor, body: nn.Module) -> None:
 
 # %% ../../nbs/35_tasks/02_predictor.ipynb #07c60d48
 def build_predictor(
-    config: Mapping[str, object],  # what a predictor's config() returned, kind and channels left out or not
+    config: Mapping[str, Any],  # what a predictor's config() returned, kind and channels left out or not
 ) -> Predictor:
     """Build a predictor from its configuration."""
     options = {name: value for name, value in config.items() if name not in ("kind", "channels")}

@@ -51,15 +51,27 @@ class MultiTask(Training):
         betas: tuple[float, float] = (0.9, 0.999),  # of AdamW
         ema: float | None = None,  # decay of the moving average of the weights; None: none
         clip_norm: float | None = None,  # longest gradient allowed; None: any
+        accumulate: int = 1,  # batches per optimiser step
+        precision: str = "32-true",  # one of 32-true | bf16-mixed
     ) -> None:
         if lacking := sorted(set(model.tasks) - set(weights)):
             raise ValueError(f"weights names {sorted(weights)}; the model also draws {lacking}. Give each a weight")
         if freeze_encoder:
             freeze(model)
-        options = {"betas": tuple(betas), "clip_norm": clip_norm}
-        super().__init__(
-            model, Recipe(learning_rate, weight_decay, warmup_steps, steps, seed, ema, layer_decay, **options)
+        recipe = Recipe(
+            steps=steps,
+            accumulate=accumulate,
+            rate=learning_rate,
+            warmup=warmup_steps / steps,
+            weight_decay=weight_decay,
+            betas=tuple(betas),
+            clip_norm=clip_norm or 0.0,
+            ema=ema or 0.0,
+            layer_decay=layer_decay or 1.0,
+            precision=precision,
+            seed=seed,
         )
+        super().__init__(model, recipe)
         self.weights = {chart: float(weights[chart]) for chart in model.tasks}
         self.avg_non_ignore, self.auxiliary_weight = avg_non_ignore, auxiliary_weight
         self.freeze_encoder = freeze_encoder
@@ -76,7 +88,7 @@ class MultiTask(Training):
         """Switch to training, all but a frozen encoder."""
         super().train(mode)
         if self.freeze_encoder:
-            self.model.encoder.eval()
+            self.learner.encoder.eval()
         return self
 
     def term(
@@ -86,7 +98,7 @@ class MultiTask(Training):
         truth: Tensor,  # (B, H, W) class numbers, 255 where unlabelled
     ) -> Tensor:  # scalar
         """Compute the loss of one chart, not weighed."""
-        if chart in self.model.regression:
+        if chart in self.learner.regression:
             return squared_error(output, truth)
         return cross_entropy(output, truth, avg_non_ignore=self.avg_non_ignore)
 
@@ -96,9 +108,9 @@ class MultiTask(Training):
         generator: torch.Generator,  # of this step, not used
     ) -> tuple[Tensor, dict[str, Tensor]]:  # the loss; loss_<chart> and accuracy_<chart>
         """Weigh and sum the losses of all charts."""
-        truths = chart_truths(batch, self.model.tasks)
-        outputs = self.model(batch["image"], batch["valid"])
-        called = chart_classes(outputs, self.model.tasks, self.model.regression)
+        truths = chart_truths(batch, self.learner.tasks)
+        outputs = self.learner(batch["image"], batch["valid"])
+        called = chart_classes(outputs, self.learner.tasks, self.learner.regression)
         total, terms = 0.0, {}
         for chart, truth in truths.items():
             for name, factor in ((chart, 1.0), (f"{chart}_auxiliary", self.auxiliary_weight)):
