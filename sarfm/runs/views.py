@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from sarfm.train.training import Task
+    from sarfm.train.training import Training
 
 # %% ../../nbs/70_runs/05_views.ipynb #8a45d112
 def held_out_scenes(
@@ -82,7 +82,7 @@ class LivePreview:
 
     def __call__(
         self,
-        task: "Task",  # in training
+        training: "Training",  # in training
     ) -> None:
         """Reconstruct, save and show."""
         from IPython.display import Image, display
@@ -90,9 +90,11 @@ class LivePreview:
         from sarfm.evaluation.pictures import reconstruct_scene
         from sarfm.viz.figures import show_reconstruction
 
-        made = reconstruct_scene(task.trained(), self.contract, self.scene, self.ratio, 0, self.masking, self.tile_px)
+        made = reconstruct_scene(
+            training.trained(), self.contract, self.scene, self.ratio, 0, self.masking, self.tile_px
+        )
         figure = show_reconstruction(made, self.channel, self.scene)
-        figure.suptitle(f"after {task.step} of {task.recipe.steps} steps", fontsize=10)
+        figure.suptitle(f"after {training.step} of {training.recipe.steps} steps", fontsize=10)
         picture = Image(filename=str(self.run.figure(figure, "preview")))
         if self._shown is None:
             self._shown = display(picture, display_id=True)
