@@ -39,7 +39,10 @@ setup(
     packages=[*find_packages(include=[f"{lib}*"]), *carried],
     package_dir=carried,
     package_data={
-        **{name: ["*.yaml", "*.json", "*.nc", "*.ipynb", "sweeps/*.yaml", "presets/*.yaml", "published/*.yaml"] for name in carried},
+        **{
+            name: ["*.yaml", "*.json", "*.nc", "*.ipynb", "sweeps/*.yaml", "presets/*.yaml", "published/*.yaml"]
+            for name in carried
+        },
         lib: ["py.typed"],
         f"{lib}.viz": ["*.json.gz", "*.html", "*.txt", "leaflet/*"],
     },
