@@ -66,7 +66,7 @@ def layers(folder: Path) -> None:
 
 
 def types(folder: Path) -> None:
-    """Pyrefly finds no contradiction between the annotations and the code."""
+    """Pyrefly finds no call of what doesn't exist, in modules, notebooks and tests."""
     call("pyrefly", "check", "--output-format", "min-text", "--summary=none")
 
 
