@@ -17,6 +17,7 @@ import xarray as xr
 from patience import PATIENCE_S
 
 pytest.importorskip("sarfm.tasks", reason="there is no room for tasks yet")
+pytest.importorskip("sarfm.runs.parameters", reason="run parameters are not in groups yet")
 pytest.importorskip("sarfm.evaluation.tallies", reason="there is no table of tallies yet")
 
 SEASONS = ["winter", "spring", "summer", "autumn"]
