@@ -16,6 +16,11 @@ readme = root / "README.md"
 # What a user needs at run time beside the modules: catalogues with the embedded sample, and the run notebooks.
 carried = {"sarfm.data_catalogs": "data_catalogs", "sarfm.run_notebooks": "nbs/runs"}
 
+registered: dict[str, list[str]] = {}
+for line in cfg["entry_points"].strip().splitlines():
+    group, point = line.split()
+    registered.setdefault(group, []).append(point)
+
 setup(
     name=lib,
     version=cfg["version"],
@@ -39,7 +44,10 @@ setup(
     packages=[*find_packages(include=[f"{lib}*"]), *carried],
     package_dir=carried,
     package_data={
-        **{name: ["*.yaml", "*.json", "*.nc", "*.ipynb", "sweeps/*.yaml", "presets/*.yaml"] for name in carried},
+        **{
+            name: ["*.yaml", "*.json", "*.nc", "*.ipynb", "sweeps/*.yaml", "presets/*.yaml", "published/*.yaml"]
+            for name in carried
+        },
         lib: ["py.typed"],
         f"{lib}.viz": ["*.json.gz", "*.html", "*.txt", "leaflet/*"],
     },
@@ -49,5 +57,6 @@ setup(
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{lib}={lib}._modidx:d"],
+        **registered,
     },
 )

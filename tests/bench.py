@@ -25,13 +25,15 @@ import zarr
 from test_mae_reference import pair, reference
 from torch.utils.flop_counter import FlopCounterMode
 
-from sarfm.evaluation.predict import predict_scene, tile_starts
-from sarfm.ice.score import ChartCounts, chart_scores
+from sarfm.evaluation.predict import predict_scene
+from sarfm.evaluation.tallies import Tallies
+from sarfm.evaluation.tiles import tile_starts
+from sarfm.ice.score import chart_scores, tally_chart
 from sarfm.io.files import write_json
 from sarfm.models.heads import Segmenter
+from sarfm.models.kinds import build_encoder
 from sarfm.models.mae import MAE
 from sarfm.models.masking import hide_highest
-from sarfm.models.vit import build_encoder
 from sarfm.patches.contract import InputContract
 from sarfm.patches.prepare import write_store
 from sarfm.scenes.open import make_scene
@@ -192,7 +194,7 @@ def prediction() -> Iterator[dict]:
             model(image, valid)
 
     assert tiles % 8 == 0
-    found = per_item(timed(lambda: predict_scene(model, contract, scene, batch=8), alone, rounds=3), tiles)
+    found = per_item(timed(lambda: predict_scene(model, contract, scene), alone, rounds=3), tiles)
     yield row("predict_overhead", "CPU ms per tile", **found)
 
 
@@ -214,7 +216,7 @@ def sliding_window(side: int = 5000) -> Iterator[dict]:
     def theirs() -> None:
         inferer(contract.apply(scene)[0][None], lambda image: model(image, None)).argmax(1)
 
-    ours = lambda: predict_scene(model, contract, scene, batch=8)
+    ours = lambda: predict_scene(model, contract, scene)
     found = per_item(timed(ours, theirs, rounds=7), tiles)
     yield row("sliding_window_speed", "CPU ms per tile", **found, faster=True)
     print("sliding_window_speed: 1.1 is promised")
@@ -304,7 +306,7 @@ def score(whose: str, scenes: int, side: int) -> None:
     """Print CPU seconds without making the charts, MB over the imports, and the combined score."""
     from sklearn.metrics import f1_score, r2_score
 
-    counts, held, seconds = ChartCounts(), {chart: ([], []) for chart in CHARTS}, 0.0
+    counts, held, seconds = Tallies(), {chart: ([], []) for chart in CHARTS}, 0.0
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     for scene in range(scenes):
@@ -312,7 +314,7 @@ def score(whose: str, scenes: int, side: int) -> None:
             predicted, truth = chart_pair(scene, chart, side)
             start = time.process_time()
             if whose == "ours":
-                counts.add(str(scene), chart, predicted, truth)
+                tally_chart(counts, str(scene), chart, predicted, truth)
             else:
                 seen = truth != 255
                 held[chart][0].append(truth[seen])

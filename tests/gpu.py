@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from sarfm.io.files import write_json
+from sarfm.models.kinds import build_encoder
 from sarfm.models.mae import MAE
-from sarfm.models.vit import build_encoder
 
 SECONDS = float(os.environ.get("GPU_SECONDS", 480)) - 30  # after these no further part begins
 began = time.monotonic()
@@ -192,6 +192,7 @@ def prediction(device: torch.device, dry: bool) -> dict:
     from test_predict import contract, scene
 
     from sarfm.evaluation.predict import predict_scene
+    from sarfm.evaluation.tiles import Tiling
     from sarfm.models.heads import Segmenter
 
     torch.manual_seed(0)
@@ -199,9 +200,12 @@ def prediction(device: torch.device, dry: bool) -> dict:
     result: dict = {}
     side = 96 if dry else 4000
     with watched(device, result):
-        predict_scene(model, contract(), scene(side, side), device=str(device))
+        predict_scene(model, contract(), scene(side, side), Tiling(device=str(device)))
     small = scene(96, 96) if dry else scene(512, 512)
-    here, there = (predict_scene(model, contract(), small, device=where) for where in (str(device), "cpu"))
+    here, there = (
+        predict_scene(model, contract(), small, Tiling(device=where), probabilities=True)
+        for where in (str(device), "cpu")
+    )
     classes = [name for name, layer in here.items() if layer.dtype == np.uint8]
     result["agreeing"] = min(float(np.mean(here[name].values == there[name].values)) for name in classes)
     result["mpx_per_s"] = side**2 / 1e6 / result["seconds"]

@@ -14,7 +14,7 @@ from patience import PATIENCE_S
 
 from sarfm.datasets.catalog import check, fetch, open_dataset
 from sarfm.datasets.entries import load_entry
-from sarfm.evaluation.predict import reconstruct_scene
+from sarfm.evaluation.pictures import reconstruct_scene
 from sarfm.io.files import CorruptData
 from sarfm.models.mae import MAE
 from sarfm.models.masking import random_mask

@@ -26,8 +26,8 @@ from sarfm.evaluation.unseen import (
 )
 from sarfm.io.files import write_json
 from sarfm.models.heads import Segmenter
+from sarfm.models.kinds import build_encoder
 from sarfm.models.mae import MAE
-from sarfm.models.vit import build_encoder
 from sarfm.models.weights import load_model, save_model
 from sarfm.patches.contract import InputContract
 

@@ -66,7 +66,7 @@ def test_a_cog_is_one(tmp_path):
     assert abs((values != 255).sum() / (900 * 1100) - (400 / cog.res[0]) ** 2) < 0.01
     with rasterio.open(tmp_path / "sod.tif", overview_level=0) as coarse:
         assert set(np.unique(coarse.read(1))) == {0, 1, 2, 3, 4, 5, 255}
-    assert [p.name for p in tmp_path.iterdir()] == ["sod.tif"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["sod.tif", "sod.tif.aux.xml"]
 
 
 @pytest.mark.parametrize("spacing_m", [400.0, 137.0])
@@ -146,7 +146,7 @@ def test_scenes_on_a_grid_and_other_projections(tmp_path):
         np.testing.assert_array_equal(cog.read(1), scene["sod"])
     rows, columns = np.array([10.5, 150.5, 299.5]), np.array([10.5, 399.5, 0.5])
     lonlat = Transformer.from_crs(32633, 4326, always_xy=True).transform(500_000 + 40 * columns, 8_700_000 - 40 * rows)
-    assert offsets(scene, tmp_path, rows, columns, *lonlat, spacing_m=20.0).max() <= 1
+    assert offsets(scene, tmp_path, rows, columns, *lonlat, crs=3413, spacing_m=20.0).max() <= 1
     south = swath(over_the_pole, crs=3031)
     with rasterio.open(write_cog(numbered(south), tmp_path / "south.tif", crs=3031)) as cog:
         assert cog.crs.to_epsg() == 3031 and (cog.read(1) != 255).sum() > 300_000
@@ -188,4 +188,58 @@ def test_a_full_disk_leaves_no_map(tmp_path):
     folder = str(__import__("pathlib").Path(__file__).parent)
     ran = subprocess.run([sys.executable, "-c", code, folder, str(tmp_path)], capture_output=True, text=True)
     assert ran.returncode == 1, (ran.returncode, ran.stderr[-800:])
-    assert [p.name for p in tmp_path.iterdir()] == ["small.tif"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small.tif", "small.tif.aux.xml"]
+
+
+@pytest.mark.parametrize("dy", [-10.0, 10.0])
+def test_a_scene_on_a_grid_keeps_it_corner_to_corner(tmp_path, dy):
+    """224 px stay 224 px, class by class and number by number, in the scene's own system and spacing."""
+    height = np.random.default_rng(0).normal(12, 3, (224, 224)).astype(np.float32)
+    height[:9] = np.nan
+    coords = {"y": 5e6 + dy * (np.arange(224) + 0.5), "x": 5e5 + 10 * (np.arange(224) + 0.5)}
+    place = make_scene(
+        {"vv": height}, units="dB", quantity="sigma0", crs="EPSG:32633", transform=from_origin(0, 0, 1, 1)
+    )
+    layers = {
+        "height": (("y", "x"), height, {"units": "m"}),
+        "stage": chart_label((np.arange(224 * 224) % 6).astype(np.uint8).reshape(224, 224), "sod"),
+    }
+    scene = xr.Dataset(layers, coords=coords | {"spatial_ref": place["spatial_ref"]})
+    with rasterio.open(write_cog(scene, tmp_path / "height.tif", layer="height")) as cog:
+        np.testing.assert_array_equal(cog.read(1), height)
+        assert cog.transform == rasterio.Affine(10, 0, 5e5, 0, dy, 5e6) and cog.crs.to_epsg() == 32633
+        assert cog.dtypes == ("float32",) and cog.units == ("m",) and np.isnan(cog.nodata)
+    with rasterio.open(write_cog(scene, tmp_path / "stage.tif")) as cog:
+        np.testing.assert_array_equal(cog.read(1), scene["stage"])
+
+
+def test_degrees_are_kept_and_an_asked_for_map_is_laid_out(tmp_path):
+    coords = {"y": 6 - 0.001 * np.arange(300), "x": 116 + 0.001 * np.arange(400)}
+    field = {"vv": np.zeros((3, 3), np.float32)}
+    place = make_scene(field, units="dB", quantity="sigma0", crs="EPSG:4326", transform=from_origin(0, 0, 1, 1))
+    scene = numbered(
+        xr.Dataset(coords=coords | {"spatial_ref": place["spatial_ref"]}).assign(a=(("y", "x"), np.zeros((300, 400))))
+    )
+    with rasterio.open(write_cog(scene, tmp_path / "own.tif")) as cog:
+        assert cog.crs.to_epsg() == 4326 and cog.shape == (300, 400)
+        np.testing.assert_array_equal(cog.read(1), scene["sod"])
+    with rasterio.open(write_cog(scene, tmp_path / "utm.tif", crs=32650, spacing_m=111.0)) as cog:
+        assert cog.crs.to_epsg() == 32650 and cog.res == (111.0, 111.0)
+
+
+def test_a_swath_gets_the_system_that_fits(tmp_path):
+    scene = numbered(swath(over_the_pole))
+    with rasterio.open(write_cog(scene, tmp_path / "pole.tif")) as cog:
+        assert cog.crs.to_epsg() == 3413
+    tropics = swath(lambda row, column: (6e5 + 10 * column, 7e5 - 10 * row), 200, 300, crs=32650)
+    with rasterio.open(write_cog(numbered(tropics), tmp_path / "borneo.tif", spacing_m=10.0)) as cog:
+        assert cog.crs.to_epsg() == 32650
+        assert np.allclose(cog.bounds, (6e5, 7e5 - 2000, 6e5 + 3000, 7e5), atol=10)
+
+
+def test_names_stand_where_gis_programs_look(tmp_path):
+    path = write_cog(numbered(swath(over_the_pole)), tmp_path / "sod.tif")
+    text = (tmp_path / "sod.tif.aux.xml").read_text()
+    assert text.count("<Category>") == 6 and "<Category>new_ice</Category>" in text
+    with rasterio.open(path) as cog:
+        assert cog.count == 1

@@ -241,3 +241,12 @@ def test_a_missing_meaning_is_found(tmp_path):
     path = tmp_path / "bare.py"
     path.write_text('def f(\n    a: int,\n    b,  # metres\n) -> int:  # pixels\n    """Do."""\n')
     assert undocumented(path) == ["f(a) has no meaning", "f(b) has no type"]
+
+
+def test_kinds_are_installed_as_they_are_listed():
+    from importlib.metadata import entry_points
+
+    for line in settings()["entry_points"].strip().splitlines():
+        group, point = line.split()
+        name, _, value = point.partition("=")
+        assert {p.value for p in entry_points(group=group, name=name)} == {value}, f"{line}: run `make setup`"

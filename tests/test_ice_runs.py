@@ -11,7 +11,7 @@ import pytest
 import yaml
 from patience import PATIENCE_S, until
 
-from sarfm.ice.tables import lead_table, read_trials
+from sarfm.ice.tables import difference_table, read_trials
 from sarfm.runs.folders import read_run
 from sarfm.runs.notebooks import check_parameters, notebook_path, preset_names, read_preset
 
@@ -90,8 +90,8 @@ def test_a_sea_ice_sweep_is_killed_continues_and_reports(tmp_path, system):
     ratios = pd.read_parquet(report / "ratios.parquet")
     assert ratios["hh_contrast_kept"].notna().all() and ratios["mask_ratio"].nunique() > 1
     trials = read_trials(out)
-    leads = lead_table(out, trials, "sod" if system == 1 else "combined")
-    assert len(leads) and set(leads.columns) >= {"labelled", "value", "low", "high", "sure"}
+    differences = difference_table(out, trials, "sod" if system == 1 else "combined")
+    assert len(differences) and set(differences.columns) >= {"labelled", "value", "low", "high", "sure"}
     for run in out.rglob("icecharts.ipynb"):
         text = run.read_text()
         assert '"output_type": "error"' not in text

@@ -77,7 +77,8 @@ def model_of(charts: str):
 def work(what: str, folder: Path, height: int, width: int) -> None:
     """Do one of the things that are measured."""
     from sarfm.evaluation.export import write_cog
-    from sarfm.evaluation.predict import open_prediction, predict_file
+    from sarfm.evaluation.predict import predict_scene
+    from sarfm.evaluation.tiles import Tiling
     from sarfm.patches.contract import InputContract
     from sarfm.patches.prepare import write_store
 
@@ -94,11 +95,13 @@ def work(what: str, folder: Path, height: int, width: int) -> None:
     if what == "prepare":
         write_store({"sparse": scene}, folder / "store.zarr", size=256, progress=False)
     elif what == "export":
-        file = predict_file(model_of(""), contract, scene.drop_vars("sod"), folder / "predicted.zarr", overlap=0.0)
+        file = folder / "predicted.zarr"
+        sparse = scene.drop_vars("sod")
+        predicted = predict_scene(model_of(""), contract, sparse, Tiling(overlap=0.0), out=file)
         Path("/proc/self/clear_refs").write_text("5")
-        write_cog(open_prediction(file), folder / "map.tif")
+        write_cog(predicted, folder / "map.tif")
     else:
-        predict_file(model_of(what), contract, scene, folder / "predicted.zarr")
+        predict_scene(model_of(what), contract, scene, probabilities=True, out=folder / "predicted.zarr")
 
 
 def resident_mb(what: str) -> float:

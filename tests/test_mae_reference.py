@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sarfm.models.kinds import build_encoder
 from sarfm.models.mae import MAE
 from sarfm.models.masking import hide_highest
 from sarfm.models.tokens import sincos_position
-from sarfm.models.vit import Encoder, build_encoder
+from sarfm.models.vit import Encoder
 
 transformers = pytest.importorskip("transformers", reason="the reference implementation is a development dependency")
 

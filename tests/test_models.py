@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from sarfm.models.heads import Segmenter, build_unet
-from sarfm.models.mae import MAE, valid_statistics
+from sarfm.models.kinds import build_encoder, encoder_size
+from sarfm.models.mae import MAE
 from sarfm.models.masking import block_mask, random_mask, split_mask, visible_count
 from sarfm.models.neck import Neck
+from sarfm.models.reconstruction import valid_statistics
 from sarfm.models.tokens import pad_to_multiple, patchify, sincos_position, take_tokens, token_validity, unpatchify
-from sarfm.models.vit import ENCODERS, Block, DecoderAttention, DecoderBlock, Encoder, attended, build_encoder
+from sarfm.models.vit import Block, DecoderAttention, DecoderBlock, Encoder, attended
 
 
 def seeded(seed=0):
@@ -278,7 +280,7 @@ def test_encoders_are_known_by_name():
     for name, expected in sizes.items():
         count = sum(p.numel() for p in build_encoder(name, 2).parameters())
         assert abs(count / expected - 1) < 0.1, (name, count)
-    assert set(sizes) < set(ENCODERS)
+    assert encoder_size("vit-huge").settings["width"] == 1280 and encoder_size("swin-tiny").batch_size > 0
     with pytest.raises(ValueError, match="vit-huge"):
         build_encoder("vit-giant", 2)
     with pytest.raises(ValueError, match="expected 2 channels, got 3"):
@@ -322,7 +324,7 @@ def test_invalid_values_change_neither_loss_nor_gradient_nor_picture(norm_pix):
         batch = model.draw({"image": filled, "valid": valid}, seeded())
         loss = model.loss(batch)[0]
         loss.backward()
-        pictures = model.reconstruct(filled, valid, batch["hidden"])
+        pictures = model.pictures(filled, valid, hidden=batch["hidden"])
         results.append((loss, model.encoder.embed.project.weight.grad, *pictures.values()))
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
@@ -335,7 +337,7 @@ def test_the_loss_is_over_hidden_valid_pixels():
     model = small_mae()
     batch = model.draw({"image": image, "valid": valid}, seeded())
     loss, _ = model.loss(batch)
-    pictures = model.reconstruct(image, valid, batch["hidden"])
+    pictures = model.pictures(image, valid, hidden=batch["hidden"])
     hidden = unpatchify(batch["hidden"][:, :, None].expand(-1, -1, 64).float(), 8, 32, 48).bool()[:, 0]
     counted = (hidden & valid)[:, None].expand_as(image)
     assert torch.equal(pictures["prediction"].isfinite(), counted)
@@ -372,7 +374,7 @@ def test_a_perfect_prediction_gives_the_image_back(norm_pix, monkeypatch):
     batch = model.draw({"image": image, "valid": valid}, seeded())
     target = model.loss(batch)[1]["target"]
     monkeypatch.setattr(model, "predict", lambda *_: target)
-    pictures = model.reconstruct(image, valid, batch["hidden"])
+    pictures = model.pictures(image, valid, hidden=batch["hidden"])
     everywhere = valid[:, None].expand_as(image)
     assert torch.allclose(pictures["reconstruction"][everywhere], image[everywhere], atol=1e-5)
     assert pictures["reconstruction"][~everywhere].isnan().all()
@@ -407,6 +409,112 @@ def test_unknown_options_are_refused():
         MAE(encoder, decoder_width=100, decoder_heads=16)
     with pytest.raises(ValueError, match="mask ratio"):
         MAE(encoder, mask_ratio=1.0)
+
+
+class LooksAtTheDevice(MAE):
+    """A method that asks the device for a number."""
+
+    def draw(self, batch, generator=None):
+        bool(batch["image"].isfinite().all())
+        return super().draw(batch, generator)
+
+
+def a_step(method, valid=True):
+    """Draw, lose and learn on tensors without values: whoever asks for one is refused."""
+    with torch.device("meta"):
+        model = method(Encoder(2, 8, 32, 2, 2), 16, 2, 2, norm_pix=True)
+        batch = {"image": torch.empty(3, 2, 32, 48)}
+        if valid:
+            batch["valid"] = torch.empty(3, 32, 48, dtype=torch.bool)
+    for masking in ("random", "block"):
+        model.masking = masking
+        loss, parts = model.loss(model.draw(batch, seeded()))
+        loss.backward()
+        model.stepped(1, 10)
+    assert loss.device.type == "meta" and parts["prediction"].shape == (3, 18, 128)
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("valid", [True, False])
+def test_a_step_asks_the_device_for_nothing(valid):
+    a_step(MAE, valid)
+
+
+def test_the_test_would_see_a_question():
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"meta"):
+        a_step(LooksAtTheDevice)
+
+
+def test_a_count_that_is_not_the_mask_s_is_refused():
+    model = small_mae()
+    batch = model.draw({"image": torch.randn(1, 2, 32, 32)}, seeded())
+    assert batch["visible"] == 4
+    with pytest.raises(ValueError, match="expected 4 visible patches of 16, the mask leaves 8"):
+        model.loss(batch | {"hidden": random_mask(1, 16, 0.5, seeded())})
+
+
+def test_a_batch_that_leaves_valid_out_is_one_that_is_whole():
+    image, model = torch.randn(2, 2, 32, 32), small_mae()
+    ones = torch.ones(2, 32, 32, dtype=torch.bool)
+    for options in ({}, {"missing": 255.0}):
+        model = small_mae(**options)
+        losses = [model.loss(model.draw({"image": image, **more}, seeded()))[0] for more in ({}, {"valid": ones})]
+        assert torch.equal(*losses)
+
+
+# windowed
+
+
+def windowed(channels=2):
+    torch.manual_seed(0)
+    return build_encoder("swin-nano", channels).eval()
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, (32, 32)), (3, (96, 64)), (12, (32, 160))])
+def test_a_windowed_encoder_takes_any_channels_and_rectangle(channels, size):
+    encoder = windowed(channels)
+    maps = encoder.features(torch.randn(2, channels, *size))
+    assert [tuple(m.shape[1:]) for m in maps] == [(w, size[0] // s, size[1] // s) for w, s in encoder.maps]
+    with pytest.raises(ValueError, match="divisible by the patch size 32"):
+        encoder(torch.randn(1, channels, 48, 64))
+
+
+def test_what_a_windowed_encoder_does_not_see_has_no_say():
+    encoder, image = windowed(), torch.randn(1, 2, 96, 128)
+    valid = torch.ones(1, 96, 128, dtype=torch.bool)
+    valid[:, 40:, 50:] = False
+    outputs = [encoder.features(image.masked_fill(~valid[:, None], f), valid) for f in (0.0, 1e6, float("nan"))]
+    for other in outputs[1:]:
+        assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(outputs[0], other, strict=True))
+    whole = encoder.features(image.masked_fill(~valid[:, None], 0.0))
+    assert not torch.allclose(whole[0][:, :, :8, :8], outputs[0][0][:, :, :8, :8]) or not torch.equal(
+        whole[-1], outputs[0][-1]
+    )  # zeros that are taken for data do have a say
+
+
+def test_a_plain_swin_layer_is_timm_s():
+    from timm.models.swin_transformer import SwinTransformerBlock
+
+    from sarfm.models.windowed import WindowBlock
+
+    for shifted in (False, True):
+        torch.manual_seed(0)
+        ours = WindowBlock(32, 4, 4, shifted)
+        theirs = SwinTransformerBlock(32, (12, 16), 4, window_size=4, shift_size=2 * shifted)
+        theirs.load_state_dict(ours.state_dict())
+        x, everywhere = torch.randn(2, 12, 16, 32), torch.ones(2, 12, 16, dtype=torch.bool)
+        assert torch.allclose(ours(x, everywhere), theirs(x), atol=1e-5)
+
+
+def test_heads_and_layer_decay_take_a_windowed_encoder():
+    encoder = windowed()
+    for head in ("upernet", "linear"):
+        model = Segmenter(encoder, 3, head, 16).train()
+        logits = model(torch.randn(2, 2, 50, 70), torch.rand(2, 50, 70) > 0.1)
+        assert logits.shape == (2, 3, 50, 70)
+        logits.square().mean().backward()
+    layers = {encoder.layer_of(name) for name, _ in encoder.named_parameters()}
+    assert layers == set(range(encoder.depth + 2))
 
 
 # heads

@@ -8,11 +8,12 @@ import torch
 from torch.nn import functional as F
 
 from sarfm.models.heads import MultiSegmenter, chart_classes
+from sarfm.models.kinds import build, build_encoder
 from sarfm.models.mae import MAE
 from sarfm.models.networks import BASELINES, build_baseline
 from sarfm.models.tokens import patchify
-from sarfm.models.vit import Encoder, build_encoder
-from sarfm.models.weights import build_model, load_encoder, load_model, save_model
+from sarfm.models.vit import Encoder
+from sarfm.models.weights import load_encoder, load_model, save_model
 from sarfm.patches.contract import InputContract
 from sarfm.train.finetune import evaluate_segmentation
 from sarfm.train.multitask import MultiTask, evaluate_charts, squared_error
@@ -138,7 +139,7 @@ def test_a_model_of_charts_comes_back_exactly(name, tmp_path):
 def test_the_order_of_charts_in_a_file_does_not_matter():
     for model in (small(), build_baseline("unet_winner", 2, TASKS, ["sic"])):
         config = json.loads(json.dumps(model.config(), sort_keys=True))
-        again = build_model(config).eval()
+        again = build(config).eval()
         again.load_state_dict(model.state_dict())
         image = torch.randn(1, 2, 32, 32)
         assert all(torch.equal(x, again(image)[chart]) for chart, x in model.eval()(image).items())
@@ -321,7 +322,7 @@ def test_missing_as_a_number_is_seen_and_drawn_like_anything_else():
     )
     spoilt = {**data, "image": image.masked_fill(~valid[:, None], float("nan"))}
     assert torch.equal(model.loss(data)[0], model.loss(spoilt)[0])
-    pictures = model.reconstruct(spoilt["image"], valid, data["hidden"])
+    pictures = model.pictures(spoilt["image"], valid, hidden=data["hidden"])
     assert pictures["reconstruction"].isnan().any(dim=1).equal(~valid)
 
 
@@ -343,7 +344,7 @@ def test_a_tile_of_nothing_but_missing_has_a_finite_loss():
 
 def test_the_options_are_saved():
     model = mae(missing=255.0, error="l1")
-    assert build_model(json.loads(json.dumps(model.config()))).config() == model.config()
+    assert build(json.loads(json.dumps(model.config()))).config() == model.config()
     assert mae().config()["missing"] is None and mae().config()["error"] == "mse"
     with pytest.raises(ValueError, match="Choose mse or l1"):
         mae(error="huber")

@@ -15,20 +15,20 @@ import xarray as xr
 from torch import nn
 
 from sarfm.evaluation import predict
+from sarfm.evaluation.pictures import reconstruct_scene, tile_scores
 from sarfm.evaluation.predict import (
     open_prediction,
-    predict_bands,
-    predict_file,
     predict_scene,
-    reconstruct_scene,
-    tile_scores,
-    tile_starts,
 )
+from sarfm.evaluation.tiles import Tiling, predict_layers, tile_starts
+from sarfm.ice.charts import at_sea, chart_targets
 from sarfm.io.files import CorruptData, StoreLocked, lock
 from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
 from sarfm.patches.contract import InputContract
+from sarfm.scenes.channels import Target
 from sarfm.scenes.open import make_scene
+from sarfm.tasks.tasks import task_for
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)
 
@@ -67,7 +67,7 @@ def test_tiling_changes_nothing_for_a_pixelwise_model(size, overlap, tile):
     one = scene(*size, hole=size == (70, 90))
     image, valid = contract().apply(one)
     whole = Pixelwise()(image[None], valid[None])[0].softmax(0)
-    found = predict_scene(Pixelwise(), contract(), one, tile=tile, overlap=overlap, batch=3)
+    found = predict_scene(Pixelwise(), contract(), one, Tiling(tile, overlap, batch=3), probabilities=True)
     np.testing.assert_array_equal(found["prediction"], np.where(valid, whole.argmax(0), 255))
     np.testing.assert_allclose(found["probability"].values[valid], whole.max(0).values[valid], rtol=1e-4)
     assert np.isnan(found["probability"].values[~valid]).all()
@@ -96,7 +96,7 @@ def test_tiles_blend_without_seams(axis):
     one = scene(128, 128, hole=False)
     jumps = {}
     for overlap in (0.0, 0.5):
-        found = predict_scene(Position(), contract(), one, overlap=overlap)
+        found = predict_scene(Position(), contract(), one, Tiling(overlap=overlap), probabilities=True)
         water = found["probability"].where(found["prediction"] == 0, 1 - found["probability"]).values
         jumps[overlap] = np.abs(np.diff(water, axis=axis)).max()
     assert jumps[0.5] < 0.25 * jumps[0.0]
@@ -107,14 +107,14 @@ def test_empty_tiles_are_not_run_and_empty_scenes_end_well():
     for name in ("vv", "vh"):
         one[name][:, 32:] = np.nan
     model = Pixelwise()
-    predict_scene(model, contract(), one, overlap=0.0)
+    predict_scene(model, contract(), one, Tiling(overlap=0.0))
     assert model.tiles == 2
     one = one.where(False).assign_attrs(one.attrs)
     for name in ("vv", "vh"):
         one[name].attrs = scene().data_vars[name].attrs
-    bands = list(predict_bands(Pixelwise(), contract(), one))
-    assert all((which == 255).all() and np.isnan(likely).all() for _, which, likely in bands)
-    assert sum(len(which) for _, which, _ in bands) == 64
+    bands = [band for _, band in predict_layers(Pixelwise(), contract(), one, beside=True)]
+    assert all((b["prediction"] == 255).all() and np.isnan(b["probability"]).all() for b in bands)
+    assert sum(len(band["prediction"]) for band in bands) == 64
 
 
 def test_memory_does_not_grow_with_the_height():
@@ -131,7 +131,7 @@ def test_memory_does_not_grow_with_the_height():
 
     peaks = []
     for height in (256, 1024):
-        bands = predict_bands(Pixelwise(), contract(), lazy(height), overlap=0.5)
+        bands = predict_layers(Pixelwise(), contract(), lazy(height))
         next(bands)
         tracemalloc.start()
         for _ in bands:
@@ -198,7 +198,9 @@ def test_a_tile_is_the_training_crop():
     made = reconstruct_scene(model, contract(), one, 0.5)
     image, valid = contract().apply(one)
     hidden = torch.from_numpy(made["hidden"].values[::4, ::4].copy()).reshape(1, -1)
-    expected = contract().denormalise(model.eval().reconstruct(image[None], valid[None], hidden)["reconstruction"])[0]
+    expected = contract().denormalise(model.eval().pictures(image[None], valid[None], hidden=hidden)["reconstruction"])[
+        0
+    ]
     np.testing.assert_allclose(made["reconstruction"], expected, atol=1e-4)
     assert made.attrs["tile_px"] == 32
 
@@ -231,9 +233,9 @@ def test_other_units_say_so():
 def test_refusals():
     one = scene()
     with pytest.raises(ValueError, match="overlap"):
-        predict_scene(Pixelwise(), contract(), one, overlap=1.0)
+        predict_scene(Pixelwise(), contract(), one, Tiling(overlap=1.0))
     with pytest.raises(ValueError, match="Choose a multiple"):
-        predict_scene(Pixelwise(), contract(), one, tile=30)
+        predict_scene(Pixelwise(), contract(), one, Tiling(30))
     with pytest.raises(ValueError, match="crop_px"):
         predict_scene(Pixelwise(), contract(crop_px=None), one)
     with pytest.raises(ValueError, match="can't reconstruct"):
@@ -273,7 +275,7 @@ def test_charts_are_those_of_the_whole_scene(stride_px):
     one = scene()
     image, valid = contract().apply(one)
     whole = {name: said[0] for name, said in Charts()(image[None], valid[None]).items()}
-    found = predict_scene(Charts(), contract(), one, stride_px=stride_px, batch=3)
+    found = predict_scene(Charts(), contract(), one, Tiling(stride_px=stride_px, batch=3), probabilities=True)
     assert list(found) == ["sic", "sod", "floe", "estimate_sic", "probability_sod", "probability_floe"]
     for name in ("sod", "floe"):
         np.testing.assert_array_equal(found[name], np.where(valid, whole[name].argmax(0), 255))
@@ -289,13 +291,14 @@ def test_charts_are_those_of_the_whole_scene(stride_px):
 
 
 def test_charts_have_names_and_colours():
-    found = predict_scene(Charts(), contract(), scene(), classes={"floe": list("abcdefg")})
+    found = predict_scene(Charts(), contract(), scene(), classes=chart_targets() | {"floe": list("abcdefg")})
     assert (
         found["sod"].attrs["flag_meanings"].split()[-1] == "old_ice" and found["floe"].attrs["flag_meanings"][0] == "a"
     )
     for name, count in Charts.tasks.items():
         assert found[name].attrs["flag_values"].tolist() == list(range(count))
-        assert len(found[name].attrs["flag_colors"].split()) == count and found[name].attrs["_FillValue"] == 255
+        assert name == "floe" or len(found[name].attrs["flag_colors"].split()) == count
+        assert found[name].attrs["_FillValue"] == 255
     for wrong in (["a", "b"], {"sod": ["a"]}, {"other": ["a"]}):
         with pytest.raises(ValueError, match="names"):
             predict_scene(Charts(), contract(), scene(), classes=wrong)
@@ -311,7 +314,7 @@ def test_answers_must_be_those_that_were_announced():
     with pytest.raises(ValueError, match="`tasks`"):
         predict_scene(model, contract(), scene())
     with pytest.raises(ValueError, match="stride_px"):
-        predict_scene(Charts(), contract(), scene(), stride_px=33)
+        predict_scene(Charts(), contract(), scene(), Tiling(stride_px=33))
 
 
 @pytest.mark.parametrize("model", [Pixelwise(), Charts()], ids=["one", "charts"])
@@ -322,8 +325,9 @@ def test_a_file_holds_what_a_dataset_would(tmp_path, monkeypatch, model, lazy, s
     monkeypatch.setattr(predict, "STRIP", strip)
     one = swath().assign_attrs(sensor="Sentinel-1", time="2019-04-30T10:18:30", spacing_m=40.0)
     given = one.chunk(y=25, x=40) if lazy else one
-    path = predict_file(model, contract(), given, tmp_path / "one.zarr", stride_px=11)
-    held, expected = open_prediction(path), predict_scene(model, contract(), one, stride_px=11)
+    path, cut = tmp_path / "one.zarr", Tiling(stride_px=11)
+    held = predict_scene(model, contract(), given, cut, probabilities=True, out=path)
+    expected = predict_scene(model, contract(), one, cut, probabilities=True)
     if strip < 90:  # tiles come in other batches, which may round otherwise
         xr.testing.assert_allclose(held.load(), expected, rtol=1e-5)
         assert all(held[name].equals(expected[name]) for name in held if held[name].dtype == np.uint8)
@@ -332,20 +336,20 @@ def test_a_file_holds_what_a_dataset_would(tmp_path, monkeypatch, model, lazy, s
     assert held.dtypes == expected.dtypes and list(held) == list(expected)
     assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.lock"))
     with pytest.raises(FileExistsError, match="remove it"):
-        predict_file(model, contract(), one, path)
+        predict_scene(model, contract(), one, out=path)
 
 
 def test_a_prediction_that_was_killed_has_no_name(tmp_path):
     code = """
         import sys, time, torch
         sys.path.insert(0, sys.argv[1])
-        from test_predict import Pixelwise, contract, predict_file, scene
+        from test_predict import Pixelwise, contract, predict_scene, scene
         class Slow(Pixelwise):
             def forward(self, image, valid):
                 print("tile", flush=True)
                 time.sleep(0.05)
                 return super().forward(image, valid)
-        predict_file(Slow(), contract(), scene(600, 90), sys.argv[2])
+        predict_scene(Slow(), contract(), scene(600, 90), out=sys.argv[2])
     """
     path = tmp_path / "one.zarr"
     arguments = [sys.executable, "-c", textwrap.dedent(code), str(Path(__file__).parent), str(path)]
@@ -356,13 +360,14 @@ def test_a_prediction_that_was_killed_has_no_name(tmp_path):
     assert not path.exists() and list(tmp_path.glob("*.partial"))
     with pytest.raises(FileNotFoundError, match="not finished"):
         open_prediction(path)
-    predict_file(Pixelwise(), contract(), scene(600, 90), path)
+    predict_scene(Pixelwise(), contract(), scene(600, 90), out=path)
     xr.testing.assert_identical(open_prediction(path).load(), predict_scene(Pixelwise(), contract(), scene(600, 90)))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.zarr"]
 
 
 def test_damage_to_a_predicted_store_is_named(tmp_path):
-    path = predict_file(Pixelwise(), contract(), scene(), tmp_path / "one.zarr")
+    path = tmp_path / "one.zarr"
+    predict_scene(Pixelwise(), contract(), scene(), probabilities=True, out=path)
     chunk = path / "probability" / "c" / "0" / "0"
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
@@ -373,7 +378,7 @@ def test_damage_to_a_predicted_store_is_named(tmp_path):
     with pytest.raises(CorruptData, match="'probability'.*missing"):
         open_prediction(path)
     with lock(tmp_path / "two.zarr"), pytest.raises(StoreLocked):
-        predict_file(Pixelwise(), contract(), scene(), tmp_path / "two.zarr")
+        predict_scene(Pixelwise(), contract(), scene(), out=tmp_path / "two.zarr")
 
 
 def test_a_failed_prediction_leaves_nothing(tmp_path):
@@ -384,7 +389,7 @@ def test_a_failed_prediction_leaves_nothing(tmp_path):
             return super().forward(image, valid)
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        predict_file(Breaks(), contract(), scene(), tmp_path / "one.zarr", batch=1)
+        predict_scene(Breaks(), contract(), scene(), Tiling(batch=1), out=tmp_path / "one.zarr")
     assert not list(tmp_path.iterdir())
 
 
@@ -401,7 +406,7 @@ def test_rows_of_a_lazy_scene_are_read_about_once():
     chunks = ((64,) * 8, (64,))
     lazy = da.map_blocks(block, chunks=chunks, dtype=np.float32, meta=np.empty((0, 0), np.float32))
     one = make_scene({"vv": lazy, "vh": lazy}, units="dB", quantity="gamma0")
-    found = predict_scene(Pixelwise(), contract(), one, stride_px=3)
+    found = predict_scene(Pixelwise(), contract(), one, Tiling(stride_px=3))
     assert (found["prediction"] == found["prediction"][0, 0]).all() and len(read) <= 4 * 8
 
 
@@ -410,11 +415,105 @@ def test_land_gets_no_class(tmp_path, monkeypatch, strip):
     whole = scene()
     zones = np.full((70, 90), 20.0, np.float32)
     zones[40:, :25] = 0
-    at_sea = whole.assign(distance_map=(("y", "x"), zones))
-    said, before = (predict_scene(Pixelwise(), contract(), s) for s in (at_sea, whole))
+    with_zones = whole.assign(distance_map=(("y", "x"), zones))
+    sea = at_sea(with_zones)
+    said, before = (predict_scene(Pixelwise(), contract(), whole, where=w, probabilities=True) for w in (sea, None))
     assert (said.prediction.values[zones == 0] == 255).all() and np.isnan(said.probability.values[zones == 0]).all()
     assert np.array_equal(said.prediction.values[zones > 0], before.prediction.values[zones > 0])
     if strip:
         monkeypatch.setattr(predict, "STRIP", strip, raising=False)
-    path = predict_file(Pixelwise(), contract(), at_sea, tmp_path / "p.zarr")
-    assert np.array_equal(open_prediction(path).prediction.values, said.prediction.values)
+    held = predict_scene(Pixelwise(), contract(), with_zones, where=sea, out=tmp_path / "p.zarr")
+    assert np.array_equal(held.prediction.values, said.prediction.values)
+    for wrong in (sea.astype(int), sea[:-1]):
+        with pytest.raises(ValueError, match="expected bool"):
+            predict_scene(Pixelwise(), contract(), whole, where=wrong)
+
+
+# ---- targets of every kind ---------------------------------------------------------------------------------------------
+
+
+class Kinds(nn.Module):
+    """A class and a number of each pixel by its value alone, and tags, a number and a class of the whole tile."""
+
+    def __init__(self):
+        super().__init__()
+        targets = [
+            Target("cover", classes={3: "open", 7: "dense forest"}, colors={3: "#aabbcc", 7: "#112233"}),
+            Target("height", kind="number", units="m", limits=(0.0, 40.0)),
+            Target("land", kind="tags", of="tile", classes={0: "forest", 1: "inland water"}),
+        ]
+        self.tasks = {target.name: task_for(target) for target in targets}
+
+    def forward(self, image, valid):
+        tile = image.new_tensor([[1.0, -2.0]]).expand(len(image), -1)
+        return {"cover": torch.cat([image[:, :1], -image[:, :1]], 1), "height": 20 + 30 * image[:, :1], "land": tile}
+
+
+def test_each_kind_of_target_is_put_together_in_its_way():
+    one = scene()
+    image, valid = contract().apply(one)
+    found = predict_scene(Kinds(), contract(), one, Tiling(stride_px=11), probabilities=True)
+    assert list(found) == ["cover", "height", "land_forest", "land_inland_water", "probability_cover"]
+    np.testing.assert_array_equal(found["cover"], np.where(valid, (image[0] < 0).int(), 255))
+    said = found["cover"].attrs
+    assert said["flag_meanings"] == "open dense_forest" and said["flag_colors"] == "#aabbcc #112233"
+    assert said["flag_values"].tolist() == [0, 1] and said["target_codes"] == [3, 7]
+    height = np.where(valid, (20 + 30 * image[0]).clamp(0, 40), np.nan)
+    np.testing.assert_allclose(found["height"], height, atol=1e-4)
+    assert found["height"].attrs["units"] == "m" and found["height"].dtype == np.float32
+    np.testing.assert_allclose(found["land_inland_water"].values[valid], 1 / (1 + np.exp(2)), rtol=1e-5)
+    assert list(predict_scene(Kinds(), contract(), one)) == list(found)[:-1]
+
+
+def test_kinds_are_kept_in_a_file(tmp_path):
+    held = predict_scene(Kinds(), contract(), swath(), out=tmp_path / "kinds.zarr").load()
+    xr.testing.assert_identical(held, predict_scene(Kinds(), contract(), swath()))
+
+
+class Constant(torch.nn.Module):
+    """A method that says one number of whatever is hidden, or makes other pictures or none."""
+
+    def __init__(self, kind="prediction"):
+        super().__init__()
+        self.encoder, self.kind = mae().encoder, kind
+
+    def pictures(self, image, valid=None, generator=None, hidden=None):
+        return {self.kind: torch.full_like(image, 0.3)} if self.kind else {}
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.75, 0.9])
+def test_windows_that_agree_give_back_their_number_exactly(overlap):
+    one = scene()
+    made = [reconstruct_scene(m, contract(), one, 0.75, overlap=o) for m, o in ((Constant(), overlap), (mae(), 0.0))]
+    assert (made[0]["hidden"] == made[1]["hidden"]).all()  # what is hidden doesn't depend on how it is filled in
+    expected = contract().denormalise(torch.full((2, 1, 1), 0.3)).numpy()
+    hidden = made[0]["hidden"].values & np.isfinite(made[0]["original"].values)
+    np.testing.assert_array_equal(
+        made[0]["reconstruction"].values[hidden], np.broadcast_to(expected, hidden.shape)[hidden]
+    )
+    visible = ~made[0]["hidden"].values
+    np.testing.assert_array_equal(made[0]["reconstruction"].values[:, visible], made[0]["original"].values[:, visible])
+
+
+class WindowMean(Constant):
+    """A method that says of every window its own mean."""
+
+    def pictures(self, image, valid=None, generator=None, hidden=None):
+        return {"prediction": image.mean(dim=(2, 3), keepdim=True).expand_as(image)}
+
+
+def test_overlapping_windows_have_no_seams():
+    slope = scene(64, 160, hole=False)
+    slope["vv"] = slope["vv"] + np.linspace(-10, 10, 160, dtype=np.float32)
+    seam = {}
+    for overlap in (0.0, 0.5, 0.75):
+        made = reconstruct_scene(WindowMean(), contract(), slope, 0.75, overlap=overlap)
+        said = made["reconstruction"].where(made["hidden"]).values[0]
+        seam[overlap] = np.nanmean([np.abs(said[:, k] - said[:, k - 1]) for k in range(32, 160, 32)])
+    assert seam[0.0] > 3 and seam[0.75] < seam[0.5] < 0.2 * seam[0.0], seam
+
+
+@pytest.mark.parametrize("kind", ["", "attention"])
+def test_a_method_without_pictures_says_so(kind):
+    with pytest.raises(ValueError, match="Constant makes no picture of what it predicts.*Choose a method"):
+        reconstruct_scene(Constant(kind), contract(), scene(), 0.75)

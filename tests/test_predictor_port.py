@@ -126,7 +126,8 @@ def test_training_takes_the_steps_that_it_took_before(tmp_path):
     load(new, old, [(f"decoders.{n}.", f"decoders.{n}.decoder.") for n in SIZES])
     histories = {}
     recipe = Recipe(
-        steps=6, rate=1e-2, warmup=2 / 6, weight_decay=0.01, betas=(0.9, 0.999), clip_norm=1.0, ema=0.9, layer_decay=0.75, seed=3
+        steps=6, rate=1e-2, warmup=2 / 6, weight_decay=0.01, betas=(0.9, 0.999), layer_decay=0.75, seed=3, ema=0.9,
+        clip_norm=1.0,
     )  # fmt: skip
     for name, task in (("old", MultiTask(old, weights, **options)), ("new", Training(new, recipe))):
         loader = DataLoader(Tiles(), batch_size=2)

@@ -21,6 +21,7 @@ import os, sys, time, traceback
 from multiprocessing import forkserver
 from pathlib import Path
 
+import lightning_fabric  # before the forks, so that each training need not import it
 import numpy as np
 import torch
 

@@ -32,10 +32,18 @@ def ice(height=143, width=160, seed=0, **attrs):
         attrs={"spacing_m": 40.0, "part": "test", "scene": "a", **attrs},
     )
     angle = np.broadcast_to(np.linspace(19, 47, width, dtype=np.float32), hh.shape)
-    scene["incidence_angle"] = (("y", "x"), angle.copy(), {"units": "degree"})
-    scene["distance_map"] = (("y", "x"), g.integers(0, 41, hh.shape).astype(np.float32))
-    scene["lead"] = (("y", "x"), g.random(hh.shape) < 0.05)
-    scene["t2m"] = (("y_2km", "x_2km"), g.normal(268, 9, (3, 4)).astype(np.float32))
+    scene["incidence_angle"] = (("y", "x"), angle.copy(), {"units": "degree", "quantity": "incidence_angle"})
+    scene["distance_map"] = (
+        ("y", "x"),
+        g.integers(0, 41, hh.shape).astype(np.float32),
+        {"units": "1", "quantity": "distance"},
+    )
+    scene["lead"] = (("y", "x"), g.random(hh.shape) < 0.05, {"units": "1", "quantity": "mask"})
+    scene["t2m"] = (
+        ("y_2km", "x_2km"),
+        g.normal(268, 9, (3, 4)).astype(np.float32),
+        {"units": "K", "quantity": "temperature"},
+    )
     return check_scene(scene)
 
 

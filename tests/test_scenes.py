@@ -10,19 +10,19 @@ import xarray as xr
 
 from sarfm.io.files import CorruptData
 from sarfm.scenes import rasters
-from sarfm.scenes.open import (
-    OpenQuestion,
+from sarfm.scenes.channels import Channel, Target
+from sarfm.scenes.open import OpenQuestion, open_scene, save_scene
+from sarfm.scenes.place import tie_point_lonlat
+from sarfm.scenes.scene import (
     channel_names,
     check_scene,
+    find_channels,
     flag_meanings,
     label_names,
     make_scene,
-    open_scene,
-    save_scene,
     spacing_m,
     stack_channels,
 )
-from sarfm.scenes.place import tie_point_lonlat
 
 UTM = {"crs": "EPSG:32633", "transform": (10.0, 0.0, 5e5, 0.0, -10.0, 5e6)}
 DB = {"units": "dB", "quantity": "sigma0"}
@@ -112,11 +112,13 @@ def test_channels_are_date_by_date():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"units": "dBm"}, "units 'dBm'"),
+        ({"units": "dBm"}, "in 'dBm', expected units"),
         ({"quantity": "sigma"}, "quantity 'sigma'"),
         ({"bands": {"vv": np.full((3, 4), np.nan)}}, "not one pixel is valid"),
         ({"bands": {"vv": np.zeros((3, 4)), "vh": np.zeros((4, 4))}}, "one shape"),
-        ({"bands": {"c11": np.zeros((3, 4))}}, "no polarisation"),
+        ({"units": "degree", "quantity": "incidence_angle"}, "no channel among"),
+        ({"units": "dB", "quantity": "coherence"}, "expected units"),
+        ({"times": [1], "seasons": ["winter"]}, "leave one out"),
         ({"bands": {"vv": np.zeros((2, 3, 4))}}, "times"),
         ({"crs": None}, "crs and transform together"),
         ({"transform": (10, 1, 0, 1, -10, 0)}, "rotated"),
@@ -134,9 +136,18 @@ def test_check_scene_lists_everything_wrong():
     scene["vv"] = scene.vv.astype("float64").assign_attrs(units="1")
     scene["valid"] = scene.valid.astype("uint8")
     scene["vh"] = scene.vh.drop_attrs()
+    scene["ratio"] = (scene.vv * 0).drop_attrs()
+    scene["angle"] = scene.vv.astype("float32").assign_attrs(units="1", quantity="incidence_angle").T
     with pytest.raises(ValueError) as caught:
         check_scene(scene)
-    for words in ("float64", "differ in units", "boolean variable 'valid'", "quantity None"):
+    expected = (
+        "float64",
+        "boolean variable 'valid'",
+        "vh states units None",
+        "ratio states units",
+        "angle has dimensions",
+    )
+    for words in (*expected, "angle is a incidence_angle in '1'"):
         assert words in str(caught.value)
 
 
@@ -160,6 +171,75 @@ def test_accessor_looks_ratio_power():
         scene.sar.window(0, 0, 7, 9)
     with pytest.raises(ValueError, match="two of"):
         scene[["vv", "valid"]].sar.ratio()
+
+
+def mixed(**given):
+    """Four seasons of backscatter, ratio and coherence, one height, a percentage and a tag."""
+    values = {"VV": image(4, 6, 9), "VH": image(4, 6, 9), "vv_vh": image(4, 6, 9), "height": image(6, 9)}
+    values["coherence"] = RNG.random((4, 6, 9)).astype("float32")
+    units = {"VV": "dB", "VH": "dB", "vv_vh": "dB", "coherence": "1", "height": "m"}
+    quantity = {"VV": "gamma0", "VH": "gamma0", "vv_vh": "ratio", "coherence": "coherence", "height": "elevation"}
+    trees = Target("trees", "number", units="%", limits=(0, 100))
+    uses = Target("uses", "tags", of="tile", classes={0: "pasture", 1: "water"})
+    percent = np.full((6, 9), 30, "uint8")
+    percent[0] = 200
+    labels = {"trees": (percent, trees), "uses": (np.array([1, 0]), uses)}
+    seasons = ["winter", "spring", "summer", "autumn"]
+    return make_scene(values, units=units, quantity=quantity, seasons=seasons, labels=labels, **UTM, **given)
+
+
+def test_a_scene_of_many_quantities_over_four_seasons(tmp_path):
+    scene = mixed()
+    texts = [str(c) for c in scene.sar.channels]
+    assert texts[:4] == ["vv@winter", "vh@winter", "vv_vh@winter", "coherence@winter"] and texts[-1] == "height"
+    assert len(texts) == 17 and channel_names(scene) == texts[:-1] and list(scene.sar.targets) == ["trees", "uses"]
+    assert scene.sar.units == "dB" and scene.sar.quantity == "gamma0" and scene.sar.polarisations == ["vv", "vh"]
+    power = scene.sar.to_power()
+    assert np.allclose(power.vv_vh, 10 ** (scene.vv_vh / 10)) and power.vv_vh.attrs["units"] == "1"
+    assert power.coherence.identical(scene.coherence) and power.height.identical(scene.height)
+    assert power.sar.to_db().coherence.identical(scene.coherence)
+    assert open_scene(save_scene(scene, tmp_path / "a.nc")).identical(scene)
+    fewer = check_scene(scene.sar.looks(3))
+    blocks = scene.coherence.values.reshape(4, 2, 3, 3, 3).mean((2, 4))
+    assert (
+        np.allclose(fewer.coherence, blocks) and np.allclose(fewer.trees, 30) and fewer.uses.values.tolist() == [1, 0]
+    )
+    linear = (10 ** (scene.vv.values / 10)).reshape(4, 2, 3, 3, 3).mean((2, 4))
+    assert np.allclose(fewer.vv, 10 * np.log10(linear), atol=1e-4)
+
+
+def test_stacked_channels_keep_their_units_and_their_holes():
+    scene = mixed(valid=RNG.random((4, 6, 9)) > 0.5)
+    stack = stack_channels(scene, ["coherence@summer", "height", "vv@winter"])
+    expected = [
+        np.where(scene.valid[2], scene.coherence[2], np.nan),
+        np.where(scene.valid.any("season"), scene.height, np.nan),
+        np.where(scene.valid[0], scene.vv[0], np.nan),
+    ]
+    np.testing.assert_array_equal(stack.values, np.array(expected))
+    assert stack.dtype == np.float32 and stack.units.values.tolist() == ["1", "m", "dB"] and stack.attrs == {}
+    assert stack_channels(scene, ["vv@winter", "vv@spring"]).attrs == {"units": "dB", "quantity": "gamma0"}
+
+
+def test_a_channel_in_another_unit_is_not_the_one_wanted():
+    scene = mixed()
+    held = find_channels(scene)
+    assert find_channels(scene, held[::-1]) == held[::-1]
+    with pytest.raises(ValueError, match="convert one of them"):
+        find_channels(scene, [Channel("vv", "1", "gamma0", "winter")])
+    with pytest.raises(ValueError, match=r"has no 'vv', 'hh@winter'; it holds \['vv@winter'"):
+        find_channels(scene, ["vv", "hh@winter"])
+    with pytest.raises(ValueError, match="has no 'channel'"):
+        find_channels(scene, [])
+
+
+def test_wrong_targets_are_refused():
+    with pytest.raises(ValueError, match="numbers.*got float64"):
+        make_scene({"vv": image(3, 4)}, **DB, labels={"t": (np.zeros((1, 3, 4)), Target("t", "number"))})
+    scene = make_scene({"vv": image(3, 4)}, **DB)
+    scene["codes"] = ("x", "y"), np.zeros((4, 3), "uint8"), {"flag_values": [1, 2], "flag_meanings": "one"}
+    with pytest.raises(ValueError, match="codes: expected a meaning"):
+        check_scene(scene)
 
 
 def test_spacing():

@@ -405,7 +405,7 @@ def test_pretraining_knows_no_method_by_name(tmp_path):
     assert histories[0]["noise"].nunique() == 30
     with pytest.raises(ValueError, match="lacks draw and loss"):
         Training(nn.Linear(1, 1), Recipe())
-    with pytest.raises(ValueError, match="no reconstruct"):
+    with pytest.raises(ValueError, match="no pictures"):
         preview(Training(Method(), Recipe(steps=3)), {"image": torch.zeros(1)})
 
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from sarfm.io.files import CorruptData, sha256
 from sarfm.models.heads import Segmenter, build_unet
+from sarfm.models.kinds import build_encoder
 from sarfm.models.mae import MAE
-from sarfm.models.vit import build_encoder
 from sarfm.models.weights import load_encoder, load_model, save_model
 from sarfm.patches.contract import InputContract
 
@@ -187,3 +187,26 @@ def test_saving_again_replaces_the_model(folder):
     model = make("segmenter")
     save_model(model, folder, contract())
     assert load_model(folder)[0].config() == model.config()
+
+
+@pytest.mark.parametrize("head", ["upernet", "linear"])
+def test_a_model_on_a_windowed_encoder_comes_back(head, tmp_path):
+    torch.manual_seed(0)
+    model = Segmenter(build_encoder("swin-nano", 2), 3, head, 16).eval()
+    save_model(model, tmp_path, contract(patch_size=32))
+    again, _ = load_model(tmp_path)
+    image = torch.randn(1, 2, 40, 64)
+    assert torch.equal(model(image), again(image)) and again.config() == model.config()
+    assert load_encoder(tmp_path)[0].config() == model.encoder.config()
+
+
+def test_a_kind_that_nobody_registers_is_neither_saved_nor_imported(folder, tmp_path):
+    class Unregistered(MAE):
+        def config(self):
+            return {name: value for name, value in super().config().items() if name != "kind"}
+
+    with pytest.raises(ValueError, match="Unregistered is of no registered kind.*entry point"):
+        save_model(Unregistered(build_encoder("vit-nano", 2, 8), 64, 1, 4), tmp_path / "new", contract())
+    edit(folder, lambda card: card["config"]["encoder"].update(kind="os:system"))
+    with pytest.raises(ValueError, match="no kind of model 'os:system'. Installed packages register mae"):
+        load_model(folder)

@@ -10,7 +10,6 @@ __all__ = ['IGNORE', 'PER_CLASS', 'OVERALL', 'candidates', 'other_files', 'train
 # %% ../../nbs/50_evaluation/06_unseen.ipynb #1387bae1
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,11 @@ from torch import nn
 
 from ..datasets.catalog import Scenes, find_scenes
 from ..datasets.entries import Entry, entry_folder, load_entry
-from .metrics import Interval, bootstrap_interval, confusion, confusions, scores
+from .intervals import Score, class_score, intervals
+from .metrics import confusion, confusions, scores
 from .predict import predict_scene
+from .tallies import tallies_of_counts
+from .tiles import USUAL, Tiling
 from ..io.files import sha256
 from ..models.weights import load_model
 from ..patches.contract import InputContract
@@ -286,10 +288,7 @@ def count_images(
     contract: InputContract,  # what the model takes
     scenes: Mapping[str, xr.Dataset],  # with their `truth`, as from `scoreable`
     classes: int,  # K
-    tile: int | None = None,  # side of a tile, px; None: the training crop
-    overlap: float = 0.5,  # of neighbouring tiles, in [0, 1)
-    batch: int = 8,  # tiles per forward pass
-    device: str = "cpu",  # where the model runs
+    tiling: Tiling = USUAL,  # how they are cut, and where they are predicted
     progress: bool = True,  # show a progress bar
 ) -> pd.DataFrame:  # one row per scene: scene, t0_p0, t0_p1, ...
     """Predict every scene and count truth against prediction."""
@@ -298,7 +297,7 @@ def count_images(
     names = [f"t{truth}_p{called}" for truth in range(classes) for called in range(classes)]
     rows = []
     for name, scene in tqdm(scenes.items(), disable=not progress, unit="image"):
-        called = predict_scene(model, contract, scene, tile, overlap, batch, device)["prediction"].values
+        called = predict_scene(model, contract, scene, tiling)["prediction"].values
         truth = np.where(called == IGNORE, IGNORE, scene["truth"].values)
         counts = confusion(np.where(truth == IGNORE, 0, called), truth, classes, IGNORE)
         rows.append({"scene": name} | dict(zip(names, counts.ravel().tolist(), strict=True)))
@@ -316,23 +315,23 @@ def interval_scores(
     seed: int = 0,  # of the resampling
 ) -> pd.DataFrame:  # one row per score: class ("" for all together), score, value, low, high
     """Score all images together, with intervals over images."""
-    counts, rows = confusions(table), []
-    wanted = [("", None, score) for score in OVERALL]
-    wanted += [(name, number, score) for number, name in enumerate(classes) for score in PER_CLASS]
-    for name, number, score in wanted:
-        statistic = partial(_score, score=score, number=number)
-        value = float(statistic(counts.sum(0)))
-        alone = len(counts) < 2 or np.isnan(value)
-        found = Interval(value, np.nan, np.nan) if alone else bootstrap_interval(counts, statistic, draws, seed)
-        rows.append({"class": name, "score": score} | found._asdict())
-    return pd.DataFrame(rows)
+    wanted: dict[tuple[str, str], Score] = {("", score): class_score(score, classes) for score in OVERALL}
+    for number, name in enumerate(classes):
+        for score in PER_CLASS:
+            one = f"{score}_{name.replace(' ', '_')}"
+            wanted[name, score] = _share(number, len(classes)) if score == "share" else class_score(one, classes)
+    found = intervals(tallies_of_counts(table), wanted, draws=draws, seed=seed)
+    return pd.DataFrame([{"class": name, "score": score} | each._asdict() for (name, score), each in found.items()])
 
 
-def _score(matrix: np.ndarray, score: str, number: int | None) -> float:
-    """Compute one score, of a class or of all together."""
-    if score == "share":
-        return matrix[number].sum() / matrix.sum()
-    return scores(matrix)[score] if number is None else scores(matrix)[score][number]
+def _share(number: int, classes: int) -> Score:
+    """Make a score of the fraction of the labelled pixels that are of a class."""
+
+    def of_sums(sums: Mapping[str, np.ndarray]) -> np.ndarray:
+        matrices = sums["label"].reshape(*sums["label"].shape[:-1], classes, classes)
+        return matrices[..., number, :].sum(-1) / matrices.sum((-2, -1))
+
+    return of_sums
 
 # %% ../../nbs/50_evaluation/06_unseen.ipynb #3cab3bc4
 def image_scores(

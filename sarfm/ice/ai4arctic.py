@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from .challenge import STATISTICS, SYSTEM_1_STATISTICS, VARIABLES, SceneName, parse_name
+from .challenge import STATISTICS, SYSTEM_1_STATISTICS, VARIABLES, SceneName, ancillary, parse_name
 from .charts import CHARTS, chart_label, classify, draw_charts, parse_codes
 from ..io.files import CorruptData
 from ..scenes.accessor import SceneAccessor
@@ -250,7 +250,6 @@ def _as_classes(
 
 # %% ../../nbs/80_ice/04_ai4arctic.ipynb #23c97615
 _COARSE = tuple(name for name in STATISTICS if name.startswith("btemp_")) + VARIABLES[18:24]
-_UNITS = {"u10m_rotated": "m s-1", "v10m_rotated": "m s-1", "tcwv": "kg m-2", "tclw": "kg m-2"}  # the others: kelvin
 
 
 def _coarse(
@@ -271,7 +270,7 @@ def _coarse(
             )
         values = _values(file, name, edition)
         places = {f"{d}_2km": side * (np.arange(n) + 0.5) for d, n in zip("yx", shape, strict=True)}
-        found[name] = xr.DataArray(values, places, tuple(places), attrs={"units": _UNITS.get(name, "K")})
+        found[name] = xr.DataArray(values, places, tuple(places), attrs=ancillary(name))
     return found
 
 # %% ../../nbs/80_ice/04_ai4arctic.ipynb #201cbf76
@@ -362,11 +361,7 @@ def _layers(
         layers["incidence_angle"] = _values(file, "sar_incidenceangle", edition)
     if "distance_map" in file.shapes:
         layers["distance_map"] = _values(file, "distance_map", edition)
-    said = {
-        "incidence_angle": {"units": "degree", "long_name": "incidence angle"},
-        "distance_map": {"units": "1", "long_name": "distance to land, as a class"},
-    }
-    return {name: xr.DataArray(values, dims=("y", "x"), attrs=said[name]) for name, values in layers.items()}
+    return {name: xr.DataArray(values, dims=("y", "x"), attrs=ancillary(name)) for name, values in layers.items()}
 
 # %% ../../nbs/80_ice/04_ai4arctic.ipynb #8c2d38cf
 def open_ai4arctic(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from ..evaluation.metrics import Interval, resample
+from ..evaluation.intervals import Interval, resample
 
 # %% ../../nbs/80_ice/08_leads.ipynb #37fd96e4
 def ice_beside(

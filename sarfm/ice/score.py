@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'CLASSES', 'SCORES', 'GROUPS', 'r2_score', 'weighted_f1', 'combine', 'chart_score', 'combined_score',
-           'count_chart', 'ChartCounts', 'pooled', 'scene_counts', 'chart_scores']
+           'count_chart', 'tally_chart', 'pooled', 'ice_score', 'class_f1', 'chart_scores']
 
 # %% ../../nbs/80_ice/07_score.ipynb #bcb73afe
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from ..evaluation.metrics import confusions, resample, scores
+from ..evaluation.intervals import Score, intervals
+from ..evaluation.metrics import scores
+from ..evaluation.tallies import Tallies, stack
 
 # %% ../../nbs/80_ice/07_score.ipynb #34cd3523
 def r2_score(
@@ -141,118 +143,92 @@ def _classes_only(table: np.ndarray, classes: int) -> np.ndarray:
     return table[:, :classes, :classes]
 
 # %% ../../nbs/80_ice/07_score.ipynb #b7818ab6
-class ChartCounts:
-    """Count predictions of charts against the truth, scene by scene."""
-
-    def __init__(
-        self,
-        classes: Mapping[str, int] = CLASSES,  # number of classes of each chart
-    ) -> None:
-        self.classes = dict(classes)
-        self.counts: dict[tuple[str, str, int], np.ndarray] = {}
-
-    def add(
-        self,
-        scene: str,  # its name
-        chart: str,  # a name in `classes`
-        prediction: np.ndarray,  # (H, W) class numbers
-        truth: np.ndarray,  # (H, W) class numbers, 255 where unlabelled
-        groups: np.ndarray | None = None,  # (H, W) a group from 0 for each pixel, negative: not counted
-    ) -> None:
-        """Count a chart of a scene, or a piece of it."""
-        if chart not in self.classes:
-            raise ValueError(f"there is no chart {chart!r}. Choose one of {', '.join(self.classes)}")
-        counted = count_chart(prediction, truth, self.classes[chart], groups)
-        for group, matrix in enumerate(counted):
-            if group == 0 or matrix.any():
-                self.counts[scene, chart, group] = self.counts.get((scene, chart, group), 0) + matrix
-
-    def table(self) -> pd.DataFrame:  # one row per scene, chart and group: scene, chart, group, t0_p0, t0_p1, ...
-        """Give the counts as a table; charts with fewer classes have zeros in the other columns."""
-        side = max(self.classes.values())
-        names = [f"t{truth}_p{prediction}" for truth in range(side) for prediction in range(side)]
-        wide = [np.pad(m, (0, side - len(m))).ravel() for m in self.counts.values()]
-        rows = pd.DataFrame(np.array(wide, np.int64).reshape(-1, side**2), columns=names)
-        keys = pd.DataFrame(list(self.counts), columns=["scene", "chart", "group"])
-        return pd.concat([keys, rows], axis=1)
+def tally_chart(
+    counted: Tallies,  # to which it is added
+    scene: str,  # its name
+    chart: str,  # a name in `classes`
+    prediction: np.ndarray,  # (H, W) class numbers
+    truth: np.ndarray,  # (H, W) class numbers, 255 where unlabelled
+    groups: np.ndarray | None = None,  # (H, W) a group from 0 for each pixel, negative: not counted
+    classes: Mapping[str, int] = CLASSES,  # number of classes of each chart
+) -> None:
+    """Count a chart of a scene, or a piece of it."""
+    if chart not in classes:
+        raise ValueError(f"there is no chart {chart!r}. Choose one of {', '.join(classes)}")
+    for group, matrix in enumerate(count_chart(prediction, truth, classes[chart], groups)):
+        if group == 0 or matrix.any():
+            counted.add(scene, chart, matrix, int(matrix.sum()), group)
 
 # %% ../../nbs/80_ice/07_score.ipynb #e2e565fb
 def pooled(
-    table: pd.DataFrame,  # of counts: chart, t0_p0, ...
-    chart: str,  # whose counts
-    classes: Mapping[str, int] = CLASSES,  # number of classes of each chart
+    table: pd.DataFrame,  # of tallies
+    chart: str,  # whose sums
 ) -> np.ndarray:  # (K, K) pixels; rows are the truth
     """Sum the confusion matrices of a chart over all scenes of a table."""
-    return confusions(table[table["chart"] == chart]).sum(0)[: classes[chart], : classes[chart]]
+    sums = stack(table, chart).sum(0)
+    return sums.reshape(round(len(sums) ** 0.5), -1).astype(np.int64)
+
+# %% ../../nbs/80_ice/07_score.ipynb #cc97af2b
+def _matrices(sums: Mapping[str, np.ndarray], charts: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Turn sums (..., K * K) of the charts into matrices (..., K, K)."""
+    chosen = {chart: values for chart, values in sums.items() if charts is None or chart in charts}
+    return {c: v.reshape(*v.shape[:-1], round(v.shape[-1] ** 0.5), -1) for c, v in chosen.items()}
 
 
-def scene_counts(
-    table: pd.DataFrame,  # of counts: scene, chart, t0_p0, ...
-    classes: Mapping[str, int] = CLASSES,  # number of classes of each chart
-) -> tuple[dict[str, np.ndarray], int]:  # (n, K, K) for each chart, scenes in the same order; n
-    """Stack one confusion matrix per scene for each chart."""
-    scenes, stacks = {name: k for k, name in enumerate(sorted(table["scene"].unique()))}, {}
-    for chart in [name for name in classes if name in set(table["chart"])]:
-        rows = table[table["chart"] == chart]
-        matrices = confusions(rows)[:, : classes[chart], : classes[chart]]
-        stacks[chart] = np.zeros((len(scenes), *matrices.shape[1:]), np.int64)
-        np.add.at(stacks[chart], rows["scene"].map(scenes).to_numpy(), matrices)
-    return stacks, len(scenes)
+def ice_score(
+    score: str = "combined",  # one of combined | sic | sod | floe
+    weights: Mapping[str, float] = WEIGHTS,  # of the combined score
+) -> Score:  # of tallies
+    """Make the score of a chart, or the combined one, a function of sums."""
+    if score == "combined":
+        return lambda sums: np.asarray(combined_score(_matrices(sums, list(weights)), weights))
+    chart_score(np.eye(2), score)  # refuses an unknown chart at once
+    return lambda sums: np.asarray(chart_score(_matrices(sums, [score])[score], score))
 
 
-def _score_all(stacks: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> dict[tuple, np.ndarray]:
-    """Compute every score of a stack of matrices: (chart, score, class) -> (...)."""
-    found = {(chart, SCORES[chart], None): chart_score(stack, chart) for chart, stack in stacks.items()}
-    if set(weights) <= set(stacks):
-        found["combined", "combined", None] = combined_score(stacks, weights)
-    for chart, stack in stacks.items():
-        f1 = scores(stack)["f1"]
-        found |= {(chart, "f1", k): f1[..., k] for k in range(f1.shape[-1])}
-    return found
+def class_f1(
+    chart: str,  # whose class
+    number: int,  # of the class
+) -> Score:  # of tallies
+    """Make the F1 of a class a function of sums."""
+    return lambda sums: np.asarray(scores(_matrices(sums, [chart])[chart])["f1"][..., number])
 
 # %% ../../nbs/80_ice/07_score.ipynb #61c36692
 def chart_scores(
-    table: pd.DataFrame,  # of counts: scene, chart, t0_p0, ... and what `by` names
+    table: pd.DataFrame,  # of tallies, and what `by` names
     by: str | Sequence[str] | None = None,  # columns to split by; None: all together
     draws: int = 1000,  # resamples of the scenes
     seed: int = 0,  # of the resampling
     level: float = 0.95,  # fraction of the resamples inside an interval
     weights: Mapping[str, float] = WEIGHTS,  # of the combined score
-    classes: Mapping[str, int] = CLASSES,  # number of classes of each chart
 ) -> pd.DataFrame:  # `by`, chart, score (r2 | f1 | combined), class, value, low, high, pixels, scenes
     """Score charts over all scenes, with bootstrap intervals over scenes."""
     columns = [by] if isinstance(by, str) else list(by or [])
-    if lacking := [name for name in ["scene", "chart", *columns] if name not in table]:
+    if lacking := [name for name in columns if name not in table]:
         raise ValueError(f"the table has no column {', '.join(lacking)}. Merge a table of scenes that has it first")
     parts = table.groupby(columns, sort=True) if columns else [((), table)]
     rows = []
     for key, part in parts:
         fixed = dict(zip(columns, key if isinstance(key, tuple) else (key,), strict=True))
-        rows += [fixed | row for row in _score_part(part, draws, seed, level, weights, classes)]
+        rows += [fixed | row for row in _score_part(part, draws, seed, level, weights)]
     return pd.DataFrame(rows).astype({"class": "Int64"})
 
 
 def _score_part(
-    table: pd.DataFrame,
-    draws: int,
-    seed: int,
-    level: float,
-    weights: Mapping[str, float],
-    classes: Mapping[str, int],
-) -> list[dict]:
+    table: pd.DataFrame, draws: int, seed: int, level: float, weights: Mapping[str, float]
+) -> list[dict[str, object]]:
     """Score one part of a table, a row for each score."""
-    stacks, scenes = scene_counts(table, classes)
-    values = _score_all({chart: stack.sum(0) for chart, stack in stacks.items()}, weights)
-    drawn = _score_all({chart: resample(stack, draws, seed) for chart, stack in stacks.items()}, weights)
-    pixels = {chart: stack.sum((0, 2)) for chart, stack in stacks.items()}  # (K,) of the truth
-    rows = []
-    for (chart, score, number), value in values.items():
-        there = drawn[chart, score, number][np.isfinite(drawn[chart, score, number])]
-        edges = (1 - level) / 2, (1 + level) / 2
-        low, high = np.quantile(there, edges) if scenes > 1 and there.size else (np.nan, np.nan)
+    charts = [name for name in CLASSES if name in set(table["target"])]
+    pixels = {chart: pooled(table, chart).sum(1) for chart in charts}  # (K,) of the truth
+    wanted: dict[tuple, Score] = {(chart, SCORES[chart], None): ice_score(chart) for chart in charts}
+    if set(weights) <= set(charts):
+        wanted["combined", "combined", None] = ice_score("combined", weights)
+    wanted |= {(chart, "f1", k): class_f1(chart, k) for chart in charts for k in range(len(pixels[chart]))}
+    rows, scenes = [], table["scene"].nunique()
+    for (chart, score, number), found in intervals(table.assign(seed=0), wanted, "scene", draws, seed, level).items():
         of_class = pixels.get(chart, sum(p.sum() for p in pixels.values()))
-        count = of_class if number is None else of_class[number]
-        value = np.nan_to_num(value) if number is not None else value  # a class that is nowhere has F1 zero
-        row = {"chart": chart, "score": score, "class": number, "value": float(value), "low": low, "high": high}
-        rows.append(row | {"pixels": int(np.sum(count)), "scenes": scenes})
+        count = int(np.sum(of_class if number is None else of_class[number]))
+        value = found.value if number is None else float(np.nan_to_num(found.value))  # nowhere: F1 zero
+        row = {"chart": chart, "score": score, "class": number, "value": value, "low": found.low, "high": found.high}
+        rows.append(row | {"pixels": count, "scenes": scenes})
     return rows

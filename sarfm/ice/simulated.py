@@ -19,6 +19,7 @@ from pyproj import CRS, Transformer
 from scipy import ndimage
 from scipy.special import ndtri
 
+from .challenge import ancillary
 from .charts import chart_label
 from ..scenes.scene import check_scene, make_scene
 from sarfm.scenes.simulate import (
@@ -469,14 +470,18 @@ def simulate_region(
     gcps = swath_points(shape, spacing_m, place, heading_deg)
     scene = make_scene(bands, units="dB", quantity="sigma0", gcps=gcps, attrs=stated)
     scene = scene.assign(_truth(ice, on_land, round(NEIGHBOURHOOD_M / spacing_m)))
-    scene["incidence_angle"] = (("y", "x"), np.broadcast_to(angle, shape).astype("float32"), {"units": "degree"})
-    scene["distance_map"] = (("y", "x"), distance_zones(distance_m), {"long_name": "zone of distance to land"})
+    scene["incidence_angle"] = (
+        ("y", "x"),
+        np.broadcast_to(angle, shape).astype("float32"),
+        ancillary("incidence_angle"),
+    )
+    scene["distance_map"] = (("y", "x"), distance_zones(distance_m), ancillary("distance_map"))
     block = round(BLOCK_PX * 40 / spacing_m)
     fractions = _fractions(scene.sod.values, block)
     month = int(np.datetime64(time, "M").astype(int)) % 12 + 1
     coarse = brightness(fractions, generator) | weather(fractions, month, wind_speed, generator)
     places = {f"{d}_2km": block * (np.arange(n) + 0.5) for d, n in zip("yx", fractions.shape[1:], strict=True)}
-    coarse = {name: (("y_2km", "x_2km"), values) for name, values in coarse.items()}
+    coarse = {name: (("y_2km", "x_2km"), values, ancillary(name)) for name, values in coarse.items()}
     return check_scene(scene.assign(coarse).assign_coords(places))
 
 # %% ../../nbs/80_ice/05_simulated.ipynb #28b0a354
@@ -532,9 +537,12 @@ def _truth(
     floe = np.where(land, 255, ice.floe).astype("uint8")
     truth = {"sic": local_concentration(sod, window_px), "sod": sod, "floe": floe}
     said = {name: chart_label(values, name) for name, values in truth.items()}
-    plain = lambda values, name: xr.DataArray(values, dims=("y", "x"), attrs={"long_name": name})
     region = np.where(land, -1, ice.region).astype("int16")
-    return said | {"lead": plain(ice.lead & ~land, "lead"), "region": plain(region, "number of the region")}
+    known = {"lead": (ice.lead & ~land, "lead", "mask"), "region": (region, "number of the region", "identifier")}
+    for name, (values, text, quantity) in known.items():
+        attrs = {"long_name": text, "units": "1", "quantity": quantity}
+        said[name] = xr.DataArray(values, dims=("y", "x"), attrs=attrs)
+    return said
 
 # %% ../../nbs/80_ice/05_simulated.ipynb #639e14e5
 def _merged(

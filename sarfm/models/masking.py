@@ -34,7 +34,8 @@ def hide_highest(
     """Hide the patches with the highest scores, the same number in every tile."""
     visible = visible_count(score.shape[1], ratio)
     if valid is not None:
-        score = score.to(valid.device) + (valid <= 0) * (score.max() - score.min() + 1).to(valid.device)
+        score = score.to(valid.device, non_blocking=True)  # a copy that the host doesn't wait for
+        score = score + (valid <= 0) * (score.max() - score.min() + 1)
     order = score.argsort(dim=1)
     return torch.ones_like(order, dtype=torch.bool).scatter(1, order[:, :visible], False)
 
@@ -75,13 +76,21 @@ def block_mask(
 # %% ../../nbs/30_models/03_masking.ipynb #5cb72c97
 def split_mask(
     mask: Tensor,  # (B, N) bool, True where hidden, the same number in every tile
+    visible: int | None = None,  # patches that are not hidden, n, as `visible_count` says; counted when None
 ) -> tuple[Tensor, Tensor]:  # (B, n) indices of visible patches and (B, m) of hidden ones, ascending
     """Turn a mask into the indices of visible and of hidden patches."""
-    counts = mask.sum(dim=1)
-    if (counts != counts[0]).any():
-        raise ValueError(
-            f"expected as many hidden patches in every tile, got {sorted(set(counts.tolist()))}. "
-            "Draw the mask with random_mask or block_mask."
-        )
+    if visible is None or mask.device.type == "cpu":
+        hidden = mask.sum(dim=1).tolist()
+        if len(set(hidden)) != 1:
+            raise ValueError(
+                f"expected as many hidden patches in every tile, got {sorted(set(hidden))}. "
+                "Draw the mask with random_mask or block_mask."
+            )
+        if visible not in (None, mask.shape[1] - hidden[0]):
+            raise ValueError(
+                f"expected {visible} visible patches of {mask.shape[1]}, the mask leaves {mask.shape[1] - hidden[0]}. "
+                "Hand over the count with the mask that it belongs to."
+            )
+        visible = mask.shape[1] - hidden[0]
     order = mask.to(torch.uint8).argsort(dim=1, stable=True)
-    return order.tensor_split([mask.shape[1] - int(counts[0])], dim=1)
+    return order.tensor_split([visible], dim=1)

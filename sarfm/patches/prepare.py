@@ -30,7 +30,7 @@ from .scales import ScaledScenes
 from .shards import chunk_side, map_shard, read_chunk, shard_file, to_chunks, write_shard
 from .store import FORMAT, MANIFEST, PatchStore, describe, open_store, partial_path
 from .store import restore as restore  # part of this module's interface
-from ..scenes.open import channel_names, check_scene, flag_meanings, label_names, polarisation_names, spacing_m
+from ..scenes.open import channel_names, check_scene, flag_meanings, label_names, measured_variables, spacing_m
 
 # %% ../../nbs/20_patches/05_prepare.ipynb #7075186e
 def fingerprint(
@@ -58,8 +58,8 @@ def _kind(
         raise ValueError(f"scene {name!r} has no {missing}; it holds {held}. Choose channels it has, or another scene")
     if missing := [label for label in labels if label not in named]:
         raise ValueError(f"scene {name!r} has no label {missing}; it holds {named}. Choose labels it has, or labels=[]")
-    lazy = any(scene[name].chunks is not None for name in ("valid", *polarisation_names(scene)))
-    observed = [p for p in polarisation_names(scene) if not lazy and (scene["valid"] & ~np.isfinite(scene[p])).any()]
+    lazy = any(scene[name].chunks is not None for name in ("valid", *measured_variables(scene)))
+    observed = [p for p in measured_variables(scene) if not lazy and (scene["valid"] & ~np.isfinite(scene[p])).any()]
     if observed:
         raise ValueError(
             f"scene {name!r}: valid is True where {observed} are not finite; recompute valid, or use make_scene"

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from ..sar import mean_power
-from ..scenes.open import label_names, polarisation_names, spacing_m
+from ..scenes.open import label_names, measured_variables, spacing_m
 
 # %% ../../nbs/20_patches/01_scales.ipynb #c722d3cc
 class Axis(NamedTuple):
@@ -151,10 +151,10 @@ def _mixed(
     variable, lengths = scene[name], (scene.sizes["y"], scene.sizes["x"])
     sizes = [coarse_size(n, factor, average) for n in lengths]
     blocks = partial(zip, sizes, strict=True)
-    if name in polarisation_names(scene) and average == "power":
+    if name in measured_variables(scene) and average == "power":
         rows, cols = (block_axis(n, factor) for n in sizes)
         return _by_bands(variable.where(scene["valid"]).data, rows, cols, partial(_block_mean, attrs=variable.attrs))
-    if name in polarisation_names(scene):
+    if name in measured_variables(scene):
         halves = [block_axis(n // 2, 2) for n in lengths]
         pooled = _by_bands(variable.where(scene["valid"]).data, *halves, _block_mean)
         return _by_bands(pooled, *(linear_axis(n // 2, size) for size, n in blocks(lengths)), _bilinear)
@@ -200,7 +200,7 @@ def downscale(
     said = dict(scene.attrs) | {"scale": factor} | ({} if spacing is None else {"spacing_m": float(spacing) * factor})
     if factor == 1:
         return scene.assign_attrs(said)
-    names = polarisation_names(scene)
+    names = measured_variables(scene)
     if average == "db" and (unit := scene[names[0]].attrs["units"]) != "dB":
         raise ValueError(
             f"{names[0]} is in {unit!r}; decibels can't be averaged. Use scene.sar.to_db(), or average='power'"

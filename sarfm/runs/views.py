@@ -87,7 +87,7 @@ class LivePreview:
         """Reconstruct, save and show."""
         from IPython.display import Image, display
 
-        from sarfm.evaluation.predict import reconstruct_scene
+        from sarfm.evaluation.pictures import reconstruct_scene
         from sarfm.viz.figures import show_reconstruction
 
         made = reconstruct_scene(

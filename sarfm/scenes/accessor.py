@@ -18,24 +18,48 @@ import rioxarray  # noqa: F401  registers scene.rio
 import xarray as xr
 
 from ..sar import backscatter_ratio, equivalent_number_of_looks, multilook, to_db, to_power
-from .scene import label_names, polarisation_names, scene_lonlat, spacing_m, stack_channels
+from .channels import BACKSCATTER, QUANTITIES, Channel, Target
+from .scene import channels_of, measured_variables, scene_lonlat, spacing_m, stack_channels, targets_of
 
 # %% ../../nbs/10_scenes/05_accessor.ipynb #cffdb2ae
+def _fewer_pixels(
+    image: xr.DataArray,  # measured, (…, y, x)
+    n: int,  # block side, px
+) -> xr.DataArray:  # (…, H // n, W // n)
+    """Average blocks: backscatter and ratios in power, what has no decibels as it is."""
+    if "dB" in QUANTITIES[image.attrs["quantity"]]:
+        return multilook(image, n)
+    return image.coarsen(y=n, x=n, boundary="trim").mean(keep_attrs=True)
+
+
+def _coarse_target(
+    values: xr.DataArray,  # a variable of the scene
+    target: Target,  # what it is
+    n: int,  # block side, px
+) -> xr.DataArray:  # of each block: the mean number, or the most frequent code
+    """Make a target coarser."""
+    if target.of == "tile":
+        return values
+    if target.kind == "number":
+        known = values.copy(data=target.encode(values.values))
+        return known.coarsen(y=n, x=n, boundary="trim").mean(keep_attrs=True).astype("float32")
+    codes = np.unique(values)
+    counts = [(values == code).coarsen(y=n, x=n, boundary="trim").sum() for code in codes]
+    return xr.DataArray(codes[np.argmax(counts, axis=0)], dims=("y", "x"), attrs=values.attrs)
+
+
 def _multilook_scene(
     scene: xr.Dataset,  # a Scene
     n: int,  # block side, px
 ) -> xr.Dataset:  # (H // n, W // n)
-    """Average blocks of pixels; a label becomes the most frequent code of its block."""
-    names = polarisation_names(scene)
-    out = (
-        scene.drop_vars([*names, "valid", *label_names(scene)]).coarsen(y=n, x=n, boundary="trim").mean(keep_attrs=True)
-    )
-    out = out.assign({p: multilook(scene[p], n).astype("float32") for p in names})
-    out["valid"] = reduce(and_, [np.isfinite(out[p]) for p in names]).drop_attrs(deep=False)
-    for name in label_names(scene):
-        codes = np.unique(scene[name])
-        counts = [(scene[name] == c).coarsen(y=n, x=n, boundary="trim").sum() for c in codes]
-        out[name] = ("y", "x"), codes[np.argmax(counts, axis=0)], scene[name].attrs
+    """Average blocks of pixels; a class becomes the most frequent code of its block, a number its mean."""
+    names, targets = measured_variables(scene), targets_of(scene)
+    rest = scene.drop_vars([*names, "valid", *targets])
+    out = rest.coarsen(y=n, x=n, boundary="trim").mean(keep_attrs=True).astype("float32")
+    out = out.assign({v: _fewer_pixels(scene[v], n).astype("float32") for v in names})
+    out["valid"] = reduce(and_, [np.isfinite(out[v]) for v in names]).drop_attrs(deep=False)
+    for name, target in targets.items():
+        out[name] = _coarse_target(scene[name], target, n)
     return out.assign_attrs(looks=float(scene.attrs.get("looks", 1)) * n * n)
 
 # %% ../../nbs/10_scenes/05_accessor.ipynb #7c20a826
@@ -51,18 +75,43 @@ class SceneAccessor:
 
     @property
     def polarisations(self) -> list[str]:  # in the order of the variables
-        """List the polarisations."""
-        return polarisation_names(self._scene)
+        """List the polarisations: what is backscatter."""
+        measured = measured_variables(self._scene)
+        return [name for name in measured if self._scene[name].attrs["quantity"] in BACKSCATTER]
+
+    @property
+    def channels(self) -> list[Channel]:  # of all dates, angles and heights too
+        """List the channels."""
+        return channels_of(self._scene)
+
+    @property
+    def targets(self) -> dict[str, Target]:  # by name
+        """List what is to be learnt."""
+        return targets_of(self._scene)
 
     @property
     def units(self) -> str:  # "dB" or "1"
-        """Tell the unit of the polarisations."""
-        return self._scene[self.polarisations[0]].attrs["units"]
+        """Tell the unit of the backscatter."""
+        return self._only("units")
 
     @property
     def quantity(self) -> str:  # e.g. "sigma0"
-        """Tell what the polarisations measure."""
-        return self._scene[self.polarisations[0]].attrs["quantity"]
+        """Tell which backscatter it is."""
+        return self._only("quantity")
+
+    def _only(
+        self,
+        key: str,  # "units" or "quantity"
+    ) -> str:  # what all backscatter of the scene states
+        stated = {name: self._scene[name].attrs[key] for name in self.polarisations}
+        if len(set(stated.values())) != 1:
+            raise ValueError(f"expected one {key} of the backscatter, got {stated or 'none'}; ask scene.sar.channels")
+        return next(iter(stated.values()))
+
+    def _with_decibels(self) -> list[str]:  # variables that may be converted
+        """List backscatter and ratios: what has decibels and a linear power."""
+        names = measured_variables(self._scene)
+        return [name for name in names if "dB" in QUANTITIES[self._scene[name].attrs["quantity"]]]
 
     @property
     def valid_fraction(self) -> float:  # in [0, 1]
@@ -78,17 +127,17 @@ class SceneAccessor:
         self,
         floor_db: float | None = None,  # lower values become this, dB; NaN where power is zero when None
     ) -> xr.Dataset:  # the scene in decibels
-        """Convert the polarisations to decibels."""
-        return self._scene.assign({n: to_db(self._scene[n], floor_db=floor_db) for n in self.polarisations})
+        """Convert backscatter and ratios to decibels; a coherence has none."""
+        return self._scene.assign({n: to_db(self._scene[n], floor_db=floor_db) for n in self._with_decibels()})
 
     def to_power(self) -> xr.Dataset:  # the scene in linear power
-        """Convert the polarisations to linear power."""
-        return self._scene.assign({n: to_power(self._scene[n]) for n in self.polarisations})
+        """Convert backscatter and ratios to linear power."""
+        return self._scene.assign({n: to_power(self._scene[n]) for n in self._with_decibels()})
 
     def looks(
         self,
         n: int,  # block side, px
-    ) -> xr.Dataset:  # (H // n, W // n), labels by majority
+    ) -> xr.Dataset:  # (H // n, W // n), classes by majority
         """Average blocks of n × n pixels in power."""
         return _multilook_scene(self._scene, n)
 
@@ -115,7 +164,7 @@ class SceneAccessor:
 
     def stack(
         self,
-        channels: Sequence[str] | None = None,  # in the order wanted; all when None
+        channels: Sequence[str | Channel] | None = None,  # in the order wanted; all that were measured when None
     ) -> xr.DataArray:  # (channel, y, x) float32, NaN where not valid
         """Stack channels for a model."""
         return stack_channels(self._scene, channels)
@@ -143,7 +192,7 @@ class SceneAccessor:
 
     def plot(
         self,
-        channels: Sequence[str] | None = None,  # all when None
+        channels: Sequence[str | Channel] | None = None,  # all that were measured when None
         time: int | None = None,  # index of one date
         limits: tuple[float, float] | None = None,  # of the grey scale, in the scene's unit; 2–98 % when None
     ) -> Any:  # a matplotlib figure

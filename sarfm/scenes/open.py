@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['save_scene', 'open_scene', 'OpenQuestion', 'SceneAccessor', 'channel_names', 'check_scene', 'flag_meanings',
-           'label_names', 'make_scene', 'polarisation_names', 'scene_lonlat', 'spacing_m', 'stack_channels',
+           'label_names', 'make_scene', 'measured_variables', 'scene_lonlat', 'spacing_m', 'stack_channels',
            'time_values']
 
 # %% ../../nbs/10_scenes/07_open.ipynb #f6875a20
@@ -36,7 +36,7 @@ from sarfm.scenes.scene import (
     flag_meanings,
     label_names,
     make_scene,
-    polarisation_names,
+    measured_variables,
     scene_lonlat,
     spacing_m,
     stack_channels,
@@ -45,7 +45,7 @@ from sarfm.scenes.scene import (
 
 # %% ../../nbs/10_scenes/07_open.ipynb #25b421ea
 _all_ = ["OpenQuestion", "SceneAccessor", "channel_names", "check_scene", "flag_meanings", "label_names", "make_scene"]
-_all_ += ["polarisation_names", "scene_lonlat", "spacing_m", "stack_channels", "time_values"]
+_all_ += ["measured_variables", "scene_lonlat", "spacing_m", "stack_channels", "time_values"]
 
 # %% ../../nbs/10_scenes/07_open.ipynb #de61712f
 def save_scene(
@@ -58,7 +58,7 @@ def save_scene(
     if path.suffix != ".nc":
         raise ValueError(f"expected a file name ending in .nc, got {path}")
     encoding: dict[str, dict[str, Any]] = {n: {"zlib": True, "complevel": 5, "shuffle": True} for n in scene.data_vars}
-    for name in polarisation_names(scene) if scale else []:
+    for name in measured_variables(scene) if scale else []:
         if float(abs(scene[name]).max()) / scale > 32767:
             raise ValueError(
                 f"{name} reaches {float(abs(scene[name]).max()):g}, too large for 16-bit steps of {scale}; choose a larger scale"
@@ -91,7 +91,7 @@ def _saved_scene(
     for name in scene.variables:
         scene[name].encoding = {}
     del scene.attrs["sarfm_scene"]
-    return check_scene(scene.assign({n: scene[n].astype("float32") for n in polarisation_names(scene)}))
+    return check_scene(scene.assign({n: scene[n].astype("float32") for n in measured_variables(scene)}))
 
 
 def _select(
@@ -100,7 +100,7 @@ def _select(
     path: Path,  # for the message
 ) -> xr.Dataset:  # with those polarisations
     """Take polarisations of a saved scene."""
-    held = polarisation_names(scene)
+    held = measured_variables(scene)
     wanted = [p.lower() for p in polarisations] if polarisations else held
     missing = [p for p in wanted if p not in held]
     if missing:

@@ -467,11 +467,13 @@ def _known(
 ) -> dict[str, xr.DataArray]:  # variables
     """Label what else is known of every pixel."""
     found = {
-        "floe": (floe, "number of the floe, 0 where there is none", "1"),
-        "incidence_angle": (angle.astype("float32"), "incidence angle", "degree"),
+        "floe": (floe, "number of the floe, 0 where there is none", "1", "identifier"),
+        "incidence_angle": (angle.astype("float32"), "incidence angle", "degree", "incidence_angle"),
     }
-    found |= {} if nesz is None else {"nesz": (nesz.astype("float32"), "noise-equivalent sigma0", "dB")}
-    return {n: xr.DataArray(v, dims=("y", "x"), attrs={"long_name": t, "units": u}) for n, (v, t, u) in found.items()}
+    if nesz is not None:
+        found["nesz"] = nesz.astype("float32"), "noise-equivalent sigma0", "dB", "noise_floor"
+    keys = ("long_name", "units", "quantity")
+    return {n: xr.DataArray(v, dims=("y", "x"), attrs=dict(zip(keys, a, strict=True))) for n, (v, *a) in found.items()}
 
 # %% ../../nbs/10_scenes/08_simulate.ipynb #e817913c
 COVER = ("water", "forest", "built-up", "grassland", "winter cereal", "summer crop")

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models.heads import FullyConvolutional, build_head, require_tiles
+from ..models.kinds import build
 from ..models.neck import Neck
 from ..models.networks import build_network
 from ..models.tokens import blank_invalid, pad_to_multiple
-from ..models.vit import Encoder
 from .tasks import Task, build_task
 
 # %% ../../nbs/35_tasks/02_predictor.ipynb #16588cad
@@ -195,6 +195,14 @@ class Predictor(nn.Module):
         """Decide every target."""
         return {name: task.decide(outputs[name]) for name, task in self.tasks.items()}
 
+    @classmethod
+    def from_config(
+        cls,
+        config: Mapping[str, object],  # what config() returned
+    ) -> "Predictor":
+        """Build a predictor from its configuration."""
+        return build_predictor(config)
+
     def config(self) -> dict[str, object]:  # the kind of model and the arguments that build it again
         """List the arguments of this model."""
         names = (
@@ -278,7 +286,7 @@ def build_predictor(
     tasks = {name: build_task(task) for name, task in options.pop("tasks").items()}
     if "network" in options:
         return Predictor(build_network(**options.pop("network")), tasks, **options)
-    return Predictor(Encoder(**options.pop("encoder")), tasks, **options)
+    return Predictor(build(options.pop("encoder")), tasks, **options)
 
 # %% ../../nbs/35_tasks/02_predictor.ipynb #3695dd70
 @torch.no_grad()

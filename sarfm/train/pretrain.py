@@ -21,15 +21,12 @@ def preview(
 ) -> dict[str, Tensor]:  # masked, prediction and reconstruction, (B, C, H, W), normalised, on the CPU
     """Reconstruct a fixed batch with the present weights."""
     model = training.trained()
-    if not callable(getattr(model, "reconstruct", None)):
-        raise ValueError(
-            f"{type(model).__name__} has no reconstruct(image, valid, hidden): it makes no pictures to show"
-        )
+    if not callable(getattr(model, "pictures", None)):
+        raise ValueError(f"{type(model).__name__} has no pictures(image, valid, generator): it makes none to show")
     device = next(model.parameters()).device
     moved = {name: value.to(device) for name, value in batch.items() if name in ("image", "valid")}
     was_training = model.training
     model.eval()
-    drawn = model.draw(moved, generator=generator_at(seed))
-    pictures = model.reconstruct(drawn["image"], drawn["valid"], drawn["hidden"])
+    pictures = model.pictures(moved["image"], moved.get("valid"), generator_at(seed))
     model.train(was_training)
     return {name: picture.float().cpu() for name, picture in pictures.items()}

@@ -9,6 +9,7 @@ __all__ = ['PRECISIONS', 'FETCH_EVERY', 'Recipe', 'running_statistics', 'guarded
 # %% ../../nbs/40_train/03_training.ipynb #caa11e00
 import copy
 import dataclasses
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -279,7 +280,9 @@ class Training(nn.Module):
         """List what a checkpoint must have in common with the training that continues it."""
         weights = sum(parameter.numel() for parameter in self.learner.parameters())
         recipe = dataclasses.asdict(self.recipe) | {"betas": list(self.recipe.betas)}
-        return recipe | {"freeze": list(self.freeze), "weights": weights}
+        config = getattr(self.learner, "config", dict)()
+        learner = json.dumps(config, sort_keys=True, default=str)
+        return recipe | {"freeze": list(self.freeze), "weights": weights, "learner": learner}
 
     def state(
         self,

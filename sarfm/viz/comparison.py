@@ -26,7 +26,8 @@ from .maps import coloured, picture_url
 from .projection import MapGrid, project_scene
 
 if TYPE_CHECKING:
-    from sarfm.models.mae import MAE
+    from torch import nn
+
     from sarfm.patches.contract import InputContract
 
 # %% ../../nbs/60_viz/04_comparison.ipynb #048605e9
@@ -38,7 +39,7 @@ class Comparison:
 
     def __init__(
         self,
-        model: "MAE | str | Path",  # a pretrained model, or the folder it was saved in
+        model: "nn.Module | str | Path",  # a pretrained model, or the folder it was saved in
         scene: xr.Dataset,  # the Scene contract; one that the model's input contract accepts
         contract: "InputContract | None" = None,  # what the model takes; read from the folder when a folder is given
         ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9),  # fractions of patches hidden, each in (0, 1)
@@ -56,7 +57,7 @@ class Comparison:
             )
         if not ratios or not all(0 < r < 1 for r in ratios):
             raise ValueError(f"expected mask ratios in (0, 1), such as (0.25, 0.5, 0.75, 0.9); got {ratios}")
-        patch = model.encoder.patch_size
+        patch = model.encoder.stride_px
         self.model, self.contract, self.scene = model, contract, scene
         self.ratios, self.seeds, self.channels = tuple(sorted(ratios)), tuple(seeds), list(contract.channels)
         self.tile_px = tile_px or patch * max(1, round(32 / patch))
@@ -72,7 +73,7 @@ class Comparison:
     ) -> xr.Dataset:  # original, masked, reconstruction, error (channel, y, x) and hidden (y, x)
         """Reconstruct the scene with a fraction of its patches hidden."""
         if (ratio, seed) not in self._made:
-            from sarfm.evaluation.predict import reconstruct_scene
+            from sarfm.evaluation.pictures import reconstruct_scene
 
             made = reconstruct_scene(self.model, self.contract, self.scene, ratio, seed=seed, tile=self.crop_px)
             self._made[ratio, seed] = made
@@ -156,7 +157,7 @@ def tile_numbers(
     tile_px: int | None = None,  # side of a tile, pixels; the comparison's when None
 ) -> dict[str, np.ndarray]:  # mse in dB², ssim and hidden in percent, each (rows, columns); NaN where nothing is hidden
     """Score every tile of a channel on its hidden pixels."""
-    from sarfm.evaluation.predict import tile_scores
+    from sarfm.evaluation.pictures import tile_scores
 
     made = comparison.reconstruction(ratio, seed).sel(channel=[channel])
     table = tile_scores(made, tile_px or comparison.tile_px).set_index(["row", "col"])

@@ -36,7 +36,8 @@ from .maps import COAST, LAND, LAND_FROM_M, LINES, NEUTRAL, SEA, coastline, grat
 from .projection import readout, to_vectors
 
 if TYPE_CHECKING:
-    from sarfm.models.mae import MAE
+    from torch import nn
+
     from sarfm.patches.contract import InputContract
 
 # %% ../../nbs/60_viz/06_pages.ipynb #cf15d931
@@ -178,7 +179,7 @@ def comparison_page(
 
 # %% ../../nbs/60_viz/06_pages.ipynb #bc5e7a91
 def export_comparison(
-    model: "MAE | str | Path",  # a pretrained model, or the folder it was saved in
+    model: "nn.Module | str | Path",  # a pretrained model, or the folder it was saved in
     scene: xr.Dataset,  # the Scene contract
     path: str | Path,  # of the HTML file to write
     contract: "InputContract | None" = None,  # what the model takes; read from the folder when a folder is given

@@ -31,7 +31,8 @@ from .figures import MASKED, channel_label, error_label, escape, show_reconstruc
 from .maps import base_map
 
 if TYPE_CHECKING:
-    from sarfm.models.mae import MAE
+    from torch import nn
+
     from sarfm.patches.contract import InputContract
 
 # %% ../../nbs/60_viz/07_widgets.ipynb #58c811bc
@@ -184,7 +185,7 @@ class MaskComparison(VBox):
 
 # %% ../../nbs/60_viz/07_widgets.ipynb #703a8259
 def compare_masks(
-    model: "MAE | str | Path",  # a pretrained model, or the folder it was saved in
+    model: "nn.Module | str | Path",  # a pretrained model, or the folder it was saved in
     scene: xr.Dataset,  # the Scene contract
     contract: "InputContract | None" = None,  # what the model takes; read from the folder when a folder is given
     ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9),  # fractions of patches hidden, each in (0, 1)

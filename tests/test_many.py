@@ -1,0 +1,114 @@
+"""Many scenes: what is listed, what goes on, what is not done twice, and real scenes of three kinds on their maps."""
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rasterio.transform import from_origin
+from torch import nn
+
+from sarfm.evaluation.many import list_inputs, predict_many
+from sarfm.evaluation.predict import open_prediction
+from sarfm.patches.contract import InputContract
+from sarfm.scenes.open import make_scene, open_scene, save_scene
+
+
+class Darkness(nn.Module):
+    """Call what is darker than the mean of the first channel "dark"; counts how often it is run."""
+
+    tiles = 0
+
+    def forward(self, image, valid):
+        self.tiles += len(image)
+        return torch.stack([image[:, 0], -image[:, 0]], 1)
+
+
+def contract(channels, units, quantity, mean, std, crop_px=64):
+    said = {"channels": channels, "units": units, "quantity": quantity, "patch_size": 8, "crop_px": crop_px}
+    return InputContract(**said, mean=[mean] * len(channels), std=[std] * len(channels))
+
+
+def three(folder):
+    field = np.random.default_rng(0).normal(-12, 3, (60, 80)).astype(np.float32)
+    place = {"crs": "EPSG:32650", "transform": from_origin(5e5, 7e5, 10, 10)}
+    for name, band in (("first", "vv"), ("second", "hh")):
+        save_scene(make_scene({band: field}, units="dB", quantity="sigma0", **place), folder / f"{name}.nc")
+    (folder / "third.tif").write_text("no image")
+    (folder / "notes.txt").write_text("no scene")
+    return field
+
+
+def test_what_cannot_be_predicted_is_listed_and_the_rest_goes_on(tmp_path):
+    (tmp_path / "in").mkdir()
+    field, model = three(tmp_path / "in"), Darkness()
+    wants = contract(["vv"], "dB", "sigma0", -12.0, 3.0)
+    inputs = list_inputs([str(tmp_path / "in")])
+    assert list(inputs) == ["first", "second", "third"]
+    found = predict_many(model, wants, inputs, tmp_path / "out", classes=["light", "dark"]).set_index("scene")
+    assert found["status"].to_dict() == {"first": "done", "second": "refused", "third": "refused"}
+    assert "hh" in found.loc["second", "reason"] and "third.tif" in found.loc["third", "reason"]
+    assert not list((tmp_path / "out").glob("second*")) and found.loc["first", "maps"] == "first_prediction.tif"
+    np.testing.assert_array_equal(open_prediction(tmp_path / "out" / "first.zarr")["prediction"], field < -12)
+    with rasterio.open(tmp_path / "out" / "first_prediction.tif") as cog:
+        np.testing.assert_array_equal(cog.read(1), field < -12)
+        assert cog.transform == from_origin(5e5, 7e5, 10, 10) and cog.crs.to_epsg() == 32650
+
+
+def test_what_is_done_is_not_done_again(tmp_path):
+    (tmp_path / "in").mkdir()
+    three(tmp_path / "in")
+    model, wants = Darkness(), contract(["vv"], "dB", "sigma0", -12.0, 3.0)
+    inputs = list_inputs([str(tmp_path / "in" / "first.nc")])
+    predict_many(model, wants, inputs, tmp_path / "out", maps=False)
+    ran = model.tiles
+    again = predict_many(model, wants, inputs, tmp_path / "out")
+    assert model.tiles == ran and again["status"].tolist() == ["there already"]
+    assert (tmp_path / "out" / "first_prediction.tif").exists()
+
+
+def test_nothing_to_predict_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing to predict"):
+        list_inputs([str(tmp_path)])
+    with pytest.raises((ValueError, OSError), match="nobody_knows"):
+        list_inputs(["nobody_knows"])
+
+
+REAL = {
+    "grid": (["land/terramesh_s1rtc_lulc/38D_378R_2_3_S1RTC.tif"], {"polarisations": ["vv", "vh"], "units": "dB", "quantity": "gamma0"}),
+    "swath": (
+        ["sea_ice/s1_ew_hv_sigma0/S1A_EW_GRDM_1SDH_20161005T142446.tif"],
+        {"polarisations": ["hv"], "units": "1", "quantity": "sigma0", "nodata": "none"},
+    ),
+    "pair": (
+        ["flood/ombria_s1/before/0010.png", "flood/ombria_s1/after/0010.png"],
+        {"polarisations": ["vv"], "units": "1", "quantity": "digital_number", "nodata": 255, "times": ["before", "after"]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REAL)
+def test_real_scenes_become_stores_and_maps(shared, tmp_path, kind):
+    files, answers = REAL[kind]
+    files = [str(shared / file) for file in files]
+    scene = open_scene(files if len(files) > 1 else files[0], **answers)
+    name = next(str(n) for n in scene.data_vars if n != "valid")
+    values = scene[name].values
+    channels = [f"{name}@{k}" for k in range(scene.sizes["time"])] if "time" in scene.dims else [name]
+    first = values[0] if "time" in scene.dims else values
+    middle, spread = float(np.nanmedian(first)), float(np.nanstd(first))
+    wants = contract(channels, scene[name].attrs["units"], scene[name].attrs["quantity"], middle, spread)
+    inputs = list_inputs(["+".join(files)], answers=answers)
+    found = predict_many(Darkness(), wants, inputs, tmp_path, classes=["light", "dark"])
+    assert found["status"].tolist() == ["done"], found["reason"][0]
+    made = open_prediction(tmp_path / found["store"][0])["prediction"].values
+    seen = np.isfinite(values).all(0) if values.ndim == 3 else np.isfinite(values)
+    assert (made[~seen] == 255).all() and 0.3 < (made[seen] == 1).mean() < 0.7
+    assert ((made == 1) == (first < middle))[seen & (np.abs(first - middle) > 1e-3 * spread)].all()
+    if kind == "pair":
+        assert found["maps"][0] == ""  # a picture without a place
+        return
+    with rasterio.open(tmp_path / found["maps"][0]) as cog:
+        drawn = cog.read(1)
+        assert cog.crs.is_projected and abs((drawn == 1).sum() / (drawn != 255).sum() - (made[seen] == 1).mean()) < 0.02
+        if kind == "grid":
+            np.testing.assert_array_equal(drawn, made)
