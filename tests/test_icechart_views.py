@@ -113,7 +113,7 @@ def test_simulated_floe_numbers_are_no_chart():
 
 def test_legend_names_what_occurs_and_nothing_else(scene):
     layers = charts.chart_layers(scene, guessed(scene), "sod")
-    assert list(charts.occurring(layers)) == ["open water", "thick first-year ice", "old ice"]
+    assert list(charts.present_classes(layers)) == ["open water", "thick first-year ice", "old ice"]
 
 
 @pytest.mark.parametrize(

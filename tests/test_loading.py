@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sarfm.patches.contract import InputContract
-from sarfm.patches.loading import IGNORE, CropDataset, PatchDataModule, StepSampler, remap_table, turn
+from sarfm.patches.loading import IGNORE, CropDataset, PatchDataModule, StepSampler, augment_square, remap_table
 from sarfm.patches.prepare import write_store
 from sarfm.patches.splits import make_split
 from sarfm.scenes.open import make_scene
@@ -77,9 +77,11 @@ def test_a_crop_holds_the_pixels_of_its_patch(store, contract):
             back = next(
                 c
                 for c in range(8)
-                if np.array_equal(turn(turn(np.arange(6).reshape(2, 3), symmetry), c), np.arange(6).reshape(2, 3))
+                if np.array_equal(
+                    augment_square(augment_square(np.arange(6).reshape(2, 3), symmetry), c), np.arange(6).reshape(2, 3)
+                )
             )
-            got, mask = turn(got, back), turn(item["mask"].numpy(), back)
+            got, mask = augment_square(got, back), augment_square(item["mask"].numpy(), back)
             for top in range(25):
                 for left in range(25):
                     if np.array_equal(image[:, top, left : left + 40], got[:, 0]) and np.array_equal(
@@ -132,8 +134,8 @@ def test_codes_become_classes():
 
 def test_the_eight_symmetries_are_eight():
     square = np.arange(9).reshape(3, 3)
-    assert len({turn(square, k).tobytes() for k in range(8)}) == 8
-    assert np.array_equal(turn(square, 0), square)
+    assert len({augment_square(square, k).tobytes() for k in range(8)}) == 8
+    assert np.array_equal(augment_square(square, 0), square)
 
 
 def test_steps_are_handed_out_in_order_and_from_any_epoch():

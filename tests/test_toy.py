@@ -18,7 +18,6 @@ from patience import PATIENCE_S
 pytest.importorskip("sarfm.runs.parameters", reason="run parameters are not in groups yet")
 pytest.importorskip("sarfm.models.kinds", reason="methods are not found through entry points yet")
 pytest.importorskip("sarfm.tasks", reason="there is no room for tasks yet")
-pytest.importorskip("sarfm.runs.parameters", reason="run parameters are not in groups yet")
 
 toy = Path(__file__).with_name("toy")
 TINY = {"data": {"patch_px": 32, "stride_px": 32}, "learn": {"steps": 4, "batch_size": 4}, "encoder": "vit-nano"}

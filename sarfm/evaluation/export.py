@@ -132,10 +132,10 @@ def map_crs(
         )
     lat, lon = np.radians(scene["gcp_lat"].values), np.radians(scene["gcp_lon"].values)
     x, y, z = (v.mean() for v in (np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)))
-    middle_lat, middle_lon = np.degrees(np.arctan2(z, np.hypot(x, y))), np.degrees(np.arctan2(y, x))
-    if abs(middle_lat) > 72:
-        return CRS.from_epsg(3413 if middle_lat > 0 else 3031)
-    return CRS.from_epsg((32600 if middle_lat >= 0 else 32700) + int((middle_lon + 180) // 6) % 60 + 1)
+    centre_lat, centre_lon = np.degrees(np.arctan2(z, np.hypot(x, y))), np.degrees(np.arctan2(y, x))
+    if abs(centre_lat) > 72:
+        return CRS.from_epsg(3413 if centre_lat > 0 else 3031)
+    return CRS.from_epsg((32600 if centre_lat >= 0 else 32700) + int((centre_lon + 180) // 6) % 60 + 1)
 
 # %% ../../nbs/50_evaluation/08_export.ipynb #36ea8cd7
 class _Grid(NamedTuple):

@@ -58,15 +58,15 @@ def scores(
     """Compute the usual scores of a confusion matrix."""
     counts = np.asarray(counts, np.float64)
     right = np.diagonal(counts, axis1=-2, axis2=-1)
-    truth, called = counts.sum(-1), counts.sum(-2)
-    iou, f1 = _divide(right, truth + called - right), _divide(2 * right, truth + called)
+    truth, predicted = counts.sum(-1), counts.sum(-2)
+    iou, f1 = _divide(right, truth + predicted - right), _divide(2 * right, truth + predicted)
     there = truth > 0
     means = {
         name: _divide(np.where(there, value, 0).sum(-1), there.sum(-1))[()]
         for name, value in (("mean_iou", iou), ("mean_f1", f1))
     }
-    per_class = {"iou": iou, "f1": f1, "precision": _divide(right, called), "recall": _divide(right, truth)}
-    per_class["false_alarm"] = _divide(called - right, truth.sum(-1, keepdims=True) - truth)
+    per_class = {"iou": iou, "f1": f1, "precision": _divide(right, predicted), "recall": _divide(right, truth)}
+    per_class["false_alarm"] = _divide(predicted - right, truth.sum(-1, keepdims=True) - truth)
     return per_class | means | {"accuracy": _divide(right.sum(-1), counts.sum((-2, -1)))[()]}
 
 # %% ../../nbs/50_evaluation/01_metrics.ipynb #2aa1d2ab

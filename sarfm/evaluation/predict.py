@@ -155,10 +155,10 @@ def _fill_store(path: Path, bands: Iterator[tuple[int, dict[str, np.ndarray]]], 
     """Write the bands of a strip into a blank store, a row of chunks at a time; return how many classes were called."""
     import zarr
 
-    group, held, first, called = zarr.open_group(path, mode="r+"), [], 0, 1
+    group, held, first, count = zarr.open_group(path, mode="r+"), [], 0, 1
     for row, band in bands:
         held.append(band)
-        called, last = max(called, _highest(band) + 1), row + len(next(iter(band.values())))
+        count, last = max(count, _highest(band) + 1), row + len(next(iter(band.values())))
         whole = height if last == height else last // CHUNK[0] * CHUNK[0]
         if whole > first:
             for name in list(band):
@@ -166,7 +166,7 @@ def _fill_store(path: Path, bands: Iterator[tuple[int, dict[str, np.ndarray]]], 
                 group[name][first:whole, columns] = rows[: whole - first]
                 band[name] = rows[whole - first :].copy()
             held, first = [band], whole
-    return called
+    return count
 
 # %% ../../nbs/50_evaluation/04_predict.ipynb #2da52678
 def _predict_file(

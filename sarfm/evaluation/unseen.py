@@ -294,12 +294,12 @@ def count_images(
     """Predict every scene and count truth against prediction."""
     from tqdm import tqdm
 
-    names = [f"t{truth}_p{called}" for truth in range(classes) for called in range(classes)]
+    names = [f"t{truth}_p{predicted}" for truth in range(classes) for predicted in range(classes)]
     rows = []
     for name, scene in tqdm(scenes.items(), disable=not progress, unit="image"):
-        called = predict_scene(model, contract, scene, tiling)["prediction"].values
-        truth = np.where(called == IGNORE, IGNORE, scene["truth"].values)
-        counts = confusion(np.where(truth == IGNORE, 0, called), truth, classes, IGNORE)
+        predicted = predict_scene(model, contract, scene, tiling)["prediction"].values
+        truth = np.where(predicted == IGNORE, IGNORE, scene["truth"].values)
+        counts = confusion(np.where(truth == IGNORE, 0, predicted), truth, classes, IGNORE)
         rows.append({"scene": name} | dict(zip(names, counts.ravel().tolist(), strict=True)))
     return pd.DataFrame(rows, columns=["scene", *names])
 

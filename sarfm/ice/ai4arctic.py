@@ -20,7 +20,7 @@ from .charts import CHARTS, chart_label, classify, draw_charts, parse_codes
 from ..io.files import CorruptData
 from ..scenes.accessor import SceneAccessor
 from ..scenes.scene import make_scene
-from ..scenes.tie_points import between, surface
+from ..scenes.tie_points import interpolate_grid, node_positions
 
 _all_ = ["SceneAccessor", "STATISTICS", "SYSTEM_1_STATISTICS", "SceneName", "parse_name"]
 
@@ -287,7 +287,7 @@ def upsample(
         cells = scene[f"{d}_2km"].values
         side = cells[1] - cells[0] if len(cells) > 1 else 2 * cells[0]
         at.append(np.clip((scene[d].values - cells[0]) / side, 0, len(cells) - 1))
-    fine = {n: (("y", "x"), surface(scene[n].values, *at, scene.valid.chunks), scene[n].attrs) for n in names}
+    fine = {n: (("y", "x"), interpolate_grid(scene[n].values, *at, scene.valid.chunks), scene[n].attrs) for n in names}
     return scene.drop_vars(names).assign(fine)
 
 # %% ../../nbs/80_ice/04_ai4arctic.ipynb #38a5c22e
@@ -355,8 +355,8 @@ def _layers(
     if edition == "raw":
         lines, samples, angle = _unflatten(file, "sar_grid_incidenceangle")
         nodes = zip((lines, samples), file.shapes[_BANDS["hh"]], strict=True)
-        at = [between(places, np.arange(size)) for places, size in nodes]
-        layers["incidence_angle"] = surface(angle, *at, chunks)
+        at = [node_positions(places, np.arange(size)) for places, size in nodes]
+        layers["incidence_angle"] = interpolate_grid(angle, *at, chunks)
     elif "sar_incidenceangle" in file.shapes:
         layers["incidence_angle"] = _values(file, "sar_incidenceangle", edition)
     if "distance_map" in file.shapes:

@@ -21,9 +21,9 @@ from sarfm.viz.classes import (
     draw_chart,
     draw_legend,
     draw_radar,
+    draw_scale_and_north,
     drawing_step,
-    furnish,
-    occurring,
+    present_classes,
     radar_values,
     scene_title,
     thinned,
@@ -47,7 +47,7 @@ def show_charts(
     layers, step = {c: chart_layers(scene, predicted, c) for c in charts}, drawing_step(scene, side_px)
     rows = max(map(len, layers.values()), default=1)
     beside = math.ceil(len(channels) / rows)
-    longest = max((len(occurring(v)) for v in layers.values()), default=0)
+    longest = max((len(present_classes(v)) for v in layers.values()), default=0)
     figure, axes = chart_panels(scene, rows, beside + len(charts), scene_title(scene), 0.085 * longest + 0.07, beside)
     for ax, channel in zip(axes[:, :beside].T.flat, channels, strict=False):
         values, bar = radar_values(scene, channel, step)
@@ -59,7 +59,7 @@ def show_charts(
         draw_legend(column[len(found) - 1], scene, found, step, **below)
     for ax in axes.flat:
         ax.set_visible(bool(ax.images))
-    furnish(axes.flat[0], scene)
+    draw_scale_and_north(axes.flat[0], scene)
     return figure
 
 # %% ../../nbs/80_ice/10_figures.ipynb #2dfb4138
@@ -100,7 +100,7 @@ def show_mask_ratios(
             row[0].set_ylabel("" if number else f"{ratio:.0%} hidden")
         bar = {"location": "bottom", "shrink": 0.5, "pad": 0.02, "aspect": 40}
         figure.colorbar(row[0].images[0], ax=list(columns.flat), label=name, extend="both", **bar)
-    furnish(axes.flat[0], scene)
+    draw_scale_and_north(axes.flat[0], scene)
     return figure
 
 # %% ../../nbs/80_ice/10_figures.ipynb #d080f2f3
@@ -129,7 +129,7 @@ def show_system1(
         draw_radar(column[1], scene, filled, f"{channel.upper()}, reconstructed, {hidden}", limits, name)
     for ax, (title, labels) in zip(axes[:, 2], layers.items(), strict=True):
         draw_chart(ax, scene, labels, f"{chart.upper()}, {title}", step)
-    furnish(axes[0, 0], scene)
+    draw_scale_and_north(axes[0, 0], scene)
     for ax in axes[2, :2]:
         ax.axis("off")
     draw_legend(axes[2, 1], scene, layers, step, 10, loc="upper right", borderaxespad=0)

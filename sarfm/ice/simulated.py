@@ -122,8 +122,8 @@ def _regions(
         apart = np.hypot(*(options[:, None] - centres[None, :k]).T).min(0) if k else np.zeros(8)
         centres[k] = options[apart.argmax()]
     number = cells(y, x, np.column_stack([centres, np.ones(count)]), generator).owner
-    turn = generator.uniform(0, 2 * np.pi)
-    inwards = centres / shape @ [np.cos(turn), np.sin(turn)] + 0.12 * generator.standard_normal(count)
+    direction = generator.uniform(0, 2 * np.pi)
+    inwards = centres / shape @ [np.cos(direction), np.sin(direction)] + 0.12 * generator.standard_normal(count)
     return number, inwards.argsort().argsort() / (count - 1)
 
 
@@ -340,8 +340,8 @@ def brightness(
         blurred = ndimage.gaussian_filter(fractions, (0, *[footprint_km / 2 / 2.355] * 2), mode="nearest")
         for k, polarisation in enumerate("hv"):
             water, first, old = (level[k] for level in levels)
-            between = [water + share * (first - water) for share in (0, 0.5, 0.8, 1, 1)]
-            kelvin = np.tensordot([*between, old, 250], blurred, 1)
+            gradual = [water + share * (first - water) for share in (0, 0.5, 0.8, 1, 1)]
+            kelvin = np.tensordot([*gradual, old, 250], blurred, 1)
             found[f"btemp_{channel}{polarisation}"] = kelvin + 0.5 * generator.standard_normal(kelvin.shape)
     return {name: values.astype("float32") for name, values in found.items()}
 

@@ -39,9 +39,9 @@ def fingerprint(
     """Hash a scene: its description and its pixels, of a lazy scene only the middle row."""
     digest = hashlib.sha256(json.dumps(describe(scene), sort_keys=True, default=str).encode())
     lazy = [name for name, variable in scene.data_vars.items() if variable.chunks is not None]
-    middle = scene[lazy].isel(y=scene.sizes["y"] // 2, missing_dims="ignore").load() if lazy else scene
+    centre = scene[lazy].isel(y=scene.sizes["y"] // 2, missing_dims="ignore").load() if lazy else scene
     for name, variable in scene.data_vars.items():
-        digest.update(np.ascontiguousarray((middle[name] if name in lazy else variable).to_numpy()).tobytes())
+        digest.update(np.ascontiguousarray((centre[name] if name in lazy else variable).to_numpy()).tobytes())
     return digest.hexdigest()
 
 

@@ -340,5 +340,5 @@ def spacing_m(
     elif "gcp_row" not in scene.coords:
         stated = scene.attrs.get("spacing_m")
         return None if stated is None else float(stated)
-    middle = {d: (scene.sizes[d] // 2 + np.array([-1, 0, 1])).clip(0, scene.sizes[d] - 1) for d in ("y", "x")}
-    return ground_spacing_m(*scene_lonlat(scene.isel(middle))) if min(scene.sizes["y"], scene.sizes["x"]) > 2 else None
+    centre = {d: (scene.sizes[d] // 2 + np.array([-1, 0, 1])).clip(0, scene.sizes[d] - 1) for d in ("y", "x")}
+    return ground_spacing_m(*scene_lonlat(scene.isel(centre))) if min(scene.sizes["y"], scene.sizes["x"]) > 2 else None

@@ -299,11 +299,11 @@ def _ice_truth(
     centres = generator.uniform(-PLATE_M / 2 / pixel_m, np.array(shape) + PLATE_M / 2 / pixel_m, (plates_n, 2))
     bent = warped(shape, generator, 3000 / pixel_m, 220 / pixel_m)
     plates = cells(*bent, np.column_stack([centres, np.ones(plates_n)]), generator)
-    turn, bend = (
+    direction, bend = (
         generator.uniform(0, 2 * np.pi),
         0.15 * min(shape) * rough_field(shape, generator, max(shape) / 2, slope=4.0),
     )
-    pack = ~_share(x * np.cos(turn) + y * np.sin(turn) + bend, fractions["open_water"], np.ones(shape, bool))
+    pack = ~_share(x * np.cos(direction) + y * np.sin(direction) + bend, fractions["open_water"], np.ones(shape, bool))
     ice = _share(lumpy(pieces, y, x, discs, generator), fractions["concentration"], pack)
     ruffle = np.exp(0.6 * rough_field(shape, generator, 1500 / pixel_m, slope=5.0))
     leads = strips(plates, fractions["lead_fraction"], ice, 0.35, ruffle)
@@ -494,13 +494,13 @@ def season_levels(
     cover: np.ndarray,  # (n,) cover of each parcel, 0..5
 ) -> np.ndarray:  # (2, T, n) VV and VH, dB
     """Interpolate the year's course of each parcel's backscatter."""
-    middle = (np.arange(-1, 13) + 0.5) * 365 / 12
+    mid_month = (np.arange(-1, 13) + 0.5) * 365 / 12
     out = np.empty((2, len(day), len(cover)))
     for code, name in enumerate(COVER):
         here = cover == code
         for band, curve in enumerate(SEASON_DB[name]):
             when = (day[:, None] - shift_days[here]) % 365
-            out[band][:, here] = np.interp(when, middle, [curve[-1], *curve, curve[0]])
+            out[band][:, here] = np.interp(when, mid_month, [curve[-1], *curve, curve[0]])
     return out
 
 # %% ../../nbs/10_scenes/08_simulate.ipynb #560d32b6
@@ -525,20 +525,22 @@ def _ground(
     built_up: float,  # fraction of parcels
 ) -> Ground:  # parcels, cover, water, terrain
     """Draw parcels, villages, forest and a river."""
-    side, turn = PARCEL_M / pixel_m, generator.uniform(0, np.pi / 2)
+    side, direction = PARCEL_M / pixel_m, generator.uniform(0, np.pi / 2)
     y, x = warped(shape, generator, 1000 / pixel_m, 15 / pixel_m)
     rows, columns = (
         int(np.hypot(*shape) / side / 2 / aspect) + 2 for aspect in PARCEL_ASPECT
     )  # to the corners, however turned
     grid = np.mgrid[-rows : rows + 1, -columns : columns + 1].reshape(2, -1).T * PARCEL_ASPECT
     grid = (grid + generator.uniform(-0.3, 0.3, grid.shape)) * side
-    turned = grid @ [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]] + np.array(shape) / 2
-    parcel = cells(y, x, np.column_stack([turned, np.ones(len(turned))]), generator).owner
-    inside = np.clip(turned.round().astype(int), 0, np.array(shape) - 1)
+    sites = (
+        grid @ [[np.cos(direction), -np.sin(direction)], [np.sin(direction), np.cos(direction)]] + np.array(shape) / 2
+    )
+    parcel = cells(y, x, np.column_stack([sites, np.ones(len(sites))]), generator).owner
+    inside = np.clip(sites.round().astype(int), 0, np.array(shape) - 1)
     rough = [rough_field(shape, generator, length / pixel_m, slope=5.0) for length in (2500, 1200, 3000, 1500)]
     at = lambda field: field[tuple(inside.T)] + 0.2 * generator.standard_normal(len(inside))
     crops = generator.choice([3, 4, 5], len(grid), p=[0.3, 0.35, 0.35])
-    within = ((turned >= 0) & (turned < shape)).all(1)
+    within = ((sites >= 0) & (sites < shape)).all(1)
     within |= not within.any()  # a window smaller than a parcel
     rank = lambda values: np.searchsorted(np.sort(values[within]), values) / within.sum()
     village = rank(at(rough[1])) < built_up

@@ -110,7 +110,7 @@ class MultiTask(Training):
         """Weigh and sum the losses of all charts."""
         truths = chart_truths(batch, self.learner.tasks)
         outputs = self.learner(batch["image"], batch["valid"])
-        called = chart_classes(outputs, self.learner.tasks, self.learner.regression)
+        predicted = chart_classes(outputs, self.learner.tasks, self.learner.regression)
         total, terms = 0.0, {}
         for chart, truth in truths.items():
             for name, factor in ((chart, 1.0), (f"{chart}_auxiliary", self.auxiliary_weight)):
@@ -118,7 +118,7 @@ class MultiTask(Training):
                     terms[f"loss_{name}"] = self.term(chart, outputs[name], truth)
                     total = total + self.weights[chart] * factor * terms[f"loss_{name}"]
             labelled = truth != 255
-            right = ((called[chart] == truth) & labelled).sum()
+            right = ((predicted[chart] == truth) & labelled).sum()
             terms[f"accuracy_{chart}"] = right / labelled.sum().clamp(min=1)
         return total, terms
 
@@ -156,10 +156,10 @@ def evaluate_charts(
     for batch in loader:
         truths = {chart: truth.to(device) for chart, truth in chart_truths(batch, model.tasks).items()}
         outputs = model(batch["image"].to(device), batch["valid"].to(device))
-        called = chart_classes(outputs, model.tasks, model.regression)
+        predicted = chart_classes(outputs, model.tasks, model.regression)
         for chart, truth in truths.items():
             image = torch.arange(len(truth), device=device)[:, None, None]
-            cell = (image * side + truth) * side + called[chart]
+            cell = (image * side + truth) * side + predicted[chart]
             counts = torch.bincount(cell[truth != 255], minlength=len(truth) * side**2).reshape(len(truth), -1)
             rows = pd.DataFrame(counts.cpu().numpy(), columns=names)
             parts.append(

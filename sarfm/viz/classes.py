@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHART_NAMES', 'LAND_GREY', 'HATCH', 'chart_layers', 'radar_values', 'averaged', 'thinned', 'drawing_step',
-           'occurring', 'scale_length_m', 'north', 'chart_panels', 'scene_title', 'furnish', 'draw_radar', 'draw_chart',
-           'land_mask', 'draw_legend', 'pixel_values']
+           'present_classes', 'scale_length_m', 'north', 'chart_panels', 'scene_title', 'draw_scale_and_north',
+           'draw_radar', 'draw_chart', 'land_mask', 'draw_legend', 'pixel_values']
 
 # %% ../../nbs/60_viz/03_classes.ipynb #efcc578a
 import math
@@ -109,7 +109,7 @@ def drawing_step(
     return max(1, round(max(scene.sizes[d] for d in ("y", "x")) / side_px))
 
 # %% ../../nbs/60_viz/03_classes.ipynb #e3bcce4c
-def occurring(
+def present_classes(
     layers: Mapping[str, xr.DataArray],  # of one chart, with the same CF flags
 ) -> dict[str, str]:  # meaning -> colour
     """List the classes that occur in truth or prediction."""
@@ -137,11 +137,14 @@ def north(
     if crs is None:
         return None
     to_map, to_scene = pixel_transforms(scene, crs)
-    place, turn = np.array([scene.sizes["y"], scene.sizes["x"]]) / 2, Transformer.from_crs(crs, 4326, always_xy=True)
-    lon, lat = turn.transform(*to_map(*place))
+    place, to_degrees = (
+        np.array([scene.sizes["y"], scene.sizes["x"]]) / 2,
+        Transformer.from_crs(crs, 4326, always_xy=True),
+    )
+    lon, lat = to_degrees.transform(*to_map(*place))
     if abs(lat) > 89:
         return None
-    down, right = np.ravel(to_scene(*turn.transform(lon, lat + 0.02, direction="INVERSE"))) - place
+    down, right = np.ravel(to_scene(*to_degrees.transform(lon, lat + 0.02, direction="INVERSE"))) - place
     length = math.hypot(down, right)
     return float(right / length), float(down / length)
 
@@ -173,7 +176,7 @@ def scene_title(
     return ", ".join(part for part in parts if part)
 
 # %% ../../nbs/60_viz/03_classes.ipynb #958409bc
-def furnish(
+def draw_scale_and_north(
     ax: "Axes",  # a panel of the scene
     scene: xr.Dataset,  # the Scene contract
 ) -> None:
@@ -248,7 +251,7 @@ def draw_legend(
 
     small, land = {k: thinned(v, step) for k, v in layers.items()}, land_mask(scene, step)
     codes = np.unique(np.stack([np.where(land, -1, v.values) for v in small.values()]))
-    handles = [Patch(color=c, label=m) for m, c in occurring(small).items()]
+    handles = [Patch(color=c, label=m) for m, c in present_classes(small).items()]
     handles += [Patch(color=LAND_GREY, label="land")] if land.any() else []
     if set(codes.tolist()) - set(class_colours(next(iter(small.values())))) - {-1}:
         handles.append(Patch(facecolor=MISSING, label="not classified", **HATCH))

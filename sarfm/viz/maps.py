@@ -144,9 +144,9 @@ def graticule(
     inner = shapely.box(*grid.bounds).buffer(0.015 * half, join_style="mitre")
     lon, lat = grid.lonlat(*np.meshgrid(np.linspace(*frame.bounds[::2], 41), np.linspace(*frame.bounds[1::2], 41)))
     lon_mid = grid.lonlat(x_mid, y_mid)[0]
-    turn = (lon - lon_mid + 180) % 360 - 180
+    offset = (lon - lon_mid + 180) % 360 - 180
     lines = []
-    for kind, values, along in (("lat", lat, turn), ("lon", turn + lon_mid, lat)):
+    for kind, values, along in (("lat", lat, offset), ("lon", offset + lon_mid, lat)):
         step = next((s for s in STEPS_DEG if np.ptp(values) / s <= 24), STEPS_DEG[-1])
         for value in np.arange(math.ceil(values.min() / step), math.floor(values.max() / step) + 1) * step:
             t = np.linspace(along.min(), along.max(), 361)
@@ -222,11 +222,11 @@ def add_readout(
     x_min, y_min, x_max, y_max = grid.bounds
     text = Label(readout(grid, (x_min + x_max) / 2, (y_min + y_max) / 2), layout={"margin": "0 8px"})
 
-    def follow(type=None, coordinates=None, **_):
+    def show_position(type=None, coordinates=None, **_):
         if type == "mousemove":
             text.value = readout(grid, coordinates[1], coordinates[0])
 
-    view.on_interaction(follow)
+    view.on_interaction(show_position)
     view.controls = (*view.controls, WidgetControl(widget=text, position="bottomright"))
 
 # %% ../../nbs/60_viz/02_maps.ipynb #60bf44e5

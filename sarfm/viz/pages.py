@@ -106,8 +106,8 @@ def _ground(comparison: Comparison) -> dict:
     if grid.crs is None:
         return {"land": [], "graticule": [], "locator": "", "lonlat": None}
     x_min, y_min, x_max, y_max = grid.bounds
-    middle = (float(v) for v in grid.lonlat((x_min + x_max) / 2, (y_min + y_max) / 2))
-    lines, shores = graticule(grid), coastline(grid.crs, *middle)
+    centre = (float(v) for v in grid.lonlat((x_min + x_max) / 2, (y_min + y_max) / 2))
+    lines, shores = graticule(grid), coastline(grid.crs, *centre)
     return {"land": shores, "graticule": lines, "locator": locator(grid), "lonlat": _lonlat_lattice(comparison)}
 
 

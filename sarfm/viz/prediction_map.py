@@ -14,7 +14,15 @@ import xarray as xr
 from ipywidgets import HTML, Dropdown, FloatSlider, HBox, VBox, jslink
 
 from ..scenes.open import channel_names
-from .classes import CHART_NAMES, chart_layers, drawing_step, occurring, pixel_values, radar_values, thinned
+from sarfm.viz.classes import (
+    CHART_NAMES,
+    chart_layers,
+    drawing_step,
+    pixel_values,
+    present_classes,
+    radar_values,
+    thinned,
+)
 from .figures import channel_label, class_picture, display_limits, escape
 from .maps import base_map, coloured, picture_url
 from .projection import MapGrid, project_scene, readout
@@ -52,7 +60,7 @@ def chart_legend_html(
     name = (
         f'<div style="font-size:12px;padding-top:6px"><b>{escape(first.attrs.get("long_name", first.name))}</b></div>'
     )
-    found = occurring(layers)
+    found = present_classes(layers)
     keys = "".join(colour_key(colour, meaning) for meaning, colour in found.items())
     box = '<div style="columns:2">' if max(map(len, found), default=0) < 15 else "<div>"  # short names in two columns
     return colour_bar(radar, ["#000", "#fff"], limits) + name + box + keys + "</div>"
