@@ -110,7 +110,8 @@ def agreement(device: torch.device, dry: bool) -> dict:
     batch, found = made(size, cpu).draw(images(4, 64, cpu), torch.Generator().manual_seed(2)), []
     for where in (cpu, device):
         model = made(size, where)
-        loss, _ = model.loss({name: values.to(where) for name, values in batch.items()})
+        there = {n: v.to(where) if isinstance(v, torch.Tensor) else v for n, v in batch.items()}
+        loss, _ = model.loss(there)
         loss.backward()
         gradients = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
         found.append((loss.item(), gradients))
