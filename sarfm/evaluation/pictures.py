@@ -149,9 +149,9 @@ def reconstruct_scene(
     model: nn.Module,  # a method that makes pictures of what it is told to hide
     contract: InputContract,  # what the model takes
     scene: xr.Dataset,  # meets the contract
-    ratio: float,  # fraction of patches hidden in each tile, in (0, 1)
+    ratio: float | None = None,  # fraction of patches hidden in each tile, in (0, 1); that of the method when None
     seed: int = 0,  # of the masks
-    masking: str = "random",  # one of random | block
+    masking: str | None = None,  # one of random | block; that of the method when None
     tile: int | None = None,  # side of a tile, px; None: the training crop
     batch: int = 8,  # tiles per forward pass
     overlap: float = 0.0,  # of neighbouring windows, in [0, 1); 0.5: no seams, for four times the work
@@ -163,6 +163,8 @@ def reconstruct_scene(
             "Give a method such as mae, not an encoder or a segmenter"
         )
     side = tile_side(contract, tile)
+    ratio = getattr(model, "mask_ratio", 0.75) if ratio is None else ratio
+    masking = getattr(model, "masking", "random") if masking is None else masking
     height, width = scene.sizes["y"], scene.sizes["x"]
     image, valid = contract.apply(scene)
     padded = pad_to(image, valid, -(-height // side) * side, -(-width // side) * side)

@@ -224,11 +224,11 @@ def _group(name: str, kind: str, chosen: Mapping[str, Any]) -> EntryPoint | None
     if by not in chosen:
         raise ValueError(f"{name} holds the settings of {by}, which must stand above it")
     known = _registered(f"sarfm.{by}s")
-    if chosen[by] not in known:
+    if str(chosen[by]) not in known:
         raise ValueError(
             f"there is no {by} {str(chosen[by])[:60]!r}; installed packages register {', '.join(sorted(known))}"
         )
-    return known[chosen[by]]
+    return known[str(chosen[by])]
 
 
 def _in_group(name: str, point: EntryPoint, value: ast.expr, where: str) -> dict[str, Parameter]:
