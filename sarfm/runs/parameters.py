@@ -374,12 +374,15 @@ def describe_parameters(
     declared = declared_parameters(notebook, given)
     values = flatten(check_parameters(notebook, given or {}))
     source = _parameters_cell(notebook_path(notebook))
-    comments, lines = _comments(source), []
+    comments, lines, grouped = _comments(source), [], False
     for line in ast.parse(source).body:
         name = line.target.id
         inside = [p for other, p in declared.items() if other.startswith(f"{name}.")]
+        if inside or (lines and grouped):
+            lines.append("")
+        grouped = bool(inside)
         if inside:
-            lines += ["", f"{name}: {ast.unparse(line.annotation)}, {comments.get(line.end_lineno, '')}"]
+            lines.append(f"{name}: {ast.unparse(line.annotation)}, {comments.get(line.end_lineno, '')}")
         for p in inside or [declared[name]]:
             lines += [f"{p.name}: {p.type} = {values.get(p.name, p.default)!r}", f"    {p.comment}"]
     return "\n".join(lines)
