@@ -362,7 +362,8 @@ def check_parameters(
         raise ValueError(f"{Path(notebook).stem}: {error}") from error
     if problems:
         raise ValueError(f"{Path(notebook).stem}: " + "\n  ".join(problems))
-    exact = {n: float(v) if _line_of(declared, n).type == "float" else v for n, v in flat.items()}
+    number = lambda name, v: v is not None and _line_of(declared, name).type.startswith("float")
+    exact = {name: float(v) if number(name, v) else v for name, v in flat.items()}
     return nest({name: parameter.default for name, parameter in declared.items()} | exact)
 
 # %% ../../nbs/70_runs/02_parameters.ipynb #6b185e2d
