@@ -9,7 +9,6 @@ __all__ = ['TRUE_LABELS', 'LEAD', 'attach_true_labels', 'SceneSource', 'scenes',
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import xarray as xr
 
 from ..datasets.entries import Entry
