@@ -517,3 +517,34 @@ def test_overlapping_windows_have_no_seams():
 def test_a_method_without_pictures_says_so(kind):
     with pytest.raises(ValueError, match="Constant makes no picture of what it predicts.*Choose a method"):
         reconstruct_scene(Constant(kind), contract(), scene(), 0.75)
+
+
+def test_channels_of_several_units_are_scored_by_unit():
+    from sarfm.evaluation.pictures import _compare, denormalised, score_reconstructions
+    from sarfm.viz.figures import quantity_label, shown
+
+    draw = np.random.default_rng(0)
+    bands = {
+        "vv": draw.normal(-12, 2, (32, 32)),
+        "power": draw.uniform(0.01, 1, (32, 32)),
+        "coherence": draw.random((32, 32)),
+    }
+    said = {"vv": "dB", "power": "1", "coherence": "1"}, {"vv": "sigma0", "power": "gamma0", "coherence": "coherence"}
+    scene = make_scene({n: v.astype("float32") for n, v in bands.items()}, units=said[0], quantity=said[1])
+    stated = contract().model_copy(update={"channels": ["vv", "power", "coherence"]})
+    original = denormalised(stated, scene)
+    assert original["units"].values.tolist() == ["dB", "1", "1"] and "units" not in original.attrs
+    shift = xr.DataArray([1.0, 1.0, 0.25], dims="channel")  # 1 dB, a factor, and a quarter
+    made = original + shift.where(original["channel"] != "power", original * 0.5)
+    hidden = xr.DataArray(draw.random((32, 32)) < 0.5, dims=("y", "x"))
+    compared = _compare(original, made, hidden).assign_attrs(tile_px=32)
+    tiles, together = score_reconstructions({"a": compared})
+    assert set(tiles["units"]) == {"dB", "1"} and set(together) == {
+        f"{s}_{u}" for s in ("rmse", "rmse_of_the_mean", "ssim") for u in ("dB", "1")
+    }
+    decibels = np.array([1.0, 10 * np.log10(1.5)])  # of vv and of the power
+    assert together["rmse_dB"] == pytest.approx(np.sqrt((decibels**2).mean()), rel=1e-4)
+    assert together["rmse_1"] == pytest.approx(0.25, rel=1e-4)
+    one = scene["coherence"]
+    assert shown(one)[1] == "" and quantity_label(one) == "coherence"
+    np.testing.assert_array_equal(shown(one)[0], one)

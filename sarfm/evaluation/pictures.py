@@ -25,6 +25,7 @@ from ..models.masking import block_mask, random_mask
 from ..models.tokens import token_validity
 from ..patches.contract import InputContract
 from ..sar import to_db
+from ..scenes.channels import QUANTITIES
 from ..scenes.open import stack_channels
 from ..train.checkpoints import generator_at
 
@@ -191,29 +192,33 @@ def denormalised(
 ) -> xr.DataArray:  # (channel, y, x) in the scene's unit, NaN where not valid
     """Stack a scene's channels with unit, quantity and place."""
     stacked = stack_channels(scene, contract.channels)
-    coords = {k: v for k, v in place_of(scene).items() if set(v.dims) <= {"y", "x"}} | {"channel": contract.channels}
-    attrs = {"units": contract.units, "quantity": contract.quantity}
-    return xr.DataArray(stacked.values, dims=("channel", "y", "x"), coords=coords, attrs=attrs)
+    place = {k: v for k, v in place_of(scene).items() if set(v.dims) <= {"y", "x"}}
+    return stacked.drop_vars([k for k in place if k in stacked.coords]).assign_coords(place).rename(None)
 
 
 def in_db(
-    values: xr.DataArray,  # with units and quantity
+    values: xr.DataArray,  # (channel, y, x) with coordinates units and quantity of each channel
 ) -> xr.DataArray:  # in dB where that is possible, as it came otherwise
-    """Express values in dB, unless they are uncalibrated digital numbers."""
-    if values.attrs["units"] == "dB" or values.attrs["quantity"] == "digital_number":
-        return values
-    return to_db(values)
+    """Express channels in dB, but for digital numbers and what has no decibels, such as coherence."""
+    layers, units = [], []
+    for layer, unit, quantity in zip(values, values["units"].values, values["quantity"].values, strict=True):
+        decibels = unit != "dB" and quantity != "digital_number" and "dB" in QUANTITIES[quantity]
+        layer = layer.assign_attrs(units=unit, quantity=quantity)
+        layers.append((to_db(layer) if decibels else layer).drop_attrs(deep=False))
+        units.append("dB" if decibels else str(unit))
+    made = xr.concat(layers, "channel", coords="minimal", compat="override").assign_coords(values.coords)
+    return made.assign_coords(units=("channel", units)).assign_attrs(values.attrs)
 
 
 def _compare(original: xr.DataArray, made: xr.DataArray, hidden: xr.DataArray) -> xr.Dataset:
     """Put original, masked, reconstruction and error side by side."""
     shown = in_db(original)
-    error = (in_db(made) - shown).where(hidden)
-    unit = shown.attrs["units"]
-    error.attrs = {
-        "units": unit,
-        "long_name": f"reconstruction minus original ({unit if unit == 'dB' else 'digital number'})",
-    }
+    error = (
+        (in_db(made) - shown).where(hidden).assign_coords(units=original["units"])
+    )  # of the original; its own is in attrs
+    stated = sorted(set(shown["units"].values.tolist()))
+    names = ", ".join("digital number" if unit == "1" else unit for unit in stated)
+    error.attrs = {"units": ", ".join(stated), "long_name": f"reconstruction minus original ({names})"}
     layers = {"original": original, "masked": original.where(~hidden), "reconstruction": made.where(hidden, original)}
     for name, layer in layers.items():
         layer.attrs = original.attrs | {"long_name": name}
@@ -224,39 +229,42 @@ def tile_scores(
     reconstruction: xr.Dataset,  # from reconstruct_scene, all channels or some
     tile_px: int | None = None,  # side of a tile; None: the model's tile
 ) -> pd.DataFrame:  # row, col (upper left pixel), hidden_fraction, mse_db, rmse_db, ssim, bias_db, pixels, units
-    """Score a reconstruction tile by tile, on hidden valid pixels."""
+    """Score a reconstruction tile by tile, on hidden valid pixels; channels of one unit together."""
     side = tile_px or reconstruction.attrs["tile_px"]
     original, made = in_db(reconstruction["original"]), in_db(reconstruction["reconstruction"])
-    unit = original.attrs["units"]
-    span = 30.0 if unit == "dB" else float(np.subtract(*np.nanquantile(original, [0.98, 0.02])))
-    hidden, rows = reconstruction["hidden"].values, []
-    for row in range(0, hidden.shape[0], side):
-        for col in range(0, hidden.shape[1], side):
+    hidden, units, rows = reconstruction["hidden"].values, original["units"].values, []
+    for unit in dict.fromkeys(units.tolist()):
+        before, after = (layers.values[units == unit] for layers in (original, made))
+        span = 30.0 if unit == "dB" else float(np.subtract(*np.nanquantile(before, [0.98, 0.02])))
+        for row, col in itertools.product(range(0, hidden.shape[0], side), range(0, hidden.shape[1], side)):
             here = (slice(row, row + side), slice(col, col + side))
-            numbers = reconstruction_scores(original.values[:, *here], made.values[:, *here], hidden[here], span)
-            rows.append(
-                {"row": row, "col": col, "hidden_fraction": float(hidden[here].mean()), **numbers, "units": unit}
-            )
+            numbers = reconstruction_scores(before[:, *here], after[:, *here], hidden[here], span)
+            share = float(hidden[here].mean())
+            rows.append({"row": row, "col": col, "hidden_fraction": share, **numbers, "units": unit})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/50_evaluation/03_pictures.ipynb #ffc7e0f4
+def _error_of_the_mean(made: xr.Dataset, unit: str) -> np.ndarray:  # squared, NaN where nothing is hidden
+    """Predict hidden pixels by the mean of the visible ones, in the channels of one unit."""
+    original = in_db(made["original"])
+    flat = original - original.where(~made["hidden"]).mean(["y", "x"])
+    return flat.where(made["hidden"]).values[original["units"].values == unit].ravel() ** 2
+
+
 def score_reconstructions(
     reconstructions: Mapping[str, xr.Dataset],  # scene -> from reconstruct_scene
     tile_px: int | None = None,  # side of a tile; None: the model's tile
 ) -> tuple[pd.DataFrame, dict[str, float]]:  # as tile_scores, with scene; rmse, rmse_of_the_mean and ssim of all
-    """Score the reconstructions of several scenes, tile by tile and together."""
+    """Score the reconstructions of several scenes, tile by tile and together; where units differ, names end in the unit."""
     tables = [tile_scores(made, tile_px).assign(scene=name) for name, made in reconstructions.items()]
-    tiles, missed = pd.concat(tables, ignore_index=True), []
-    for made in reconstructions.values():
-        flat = made["original"] - made["masked"].mean(["y", "x"])
-        missed.append(flat.where(made["hidden"]).values.ravel() ** 2)
-    counted = tiles[tiles["pixels"] > 0]
-    mean = lambda values: float(np.average(values, weights=counted["pixels"]))
-    together = {
-        "rmse": mean(counted["mse_db"]) ** 0.5,
-        "rmse_of_the_mean": float(np.nanmean(np.concatenate(missed)) ** 0.5),
-    }
-    return tiles, together | {"ssim": mean(counted["ssim"].fillna(0))}
+    tiles, together = pd.concat(tables, ignore_index=True), {}
+    for unit, table in tiles[tiles["pixels"] > 0].groupby("units", sort=False):
+        missed = [_error_of_the_mean(made, str(unit)) for made in reconstructions.values()]
+        weights, tail = table["pixels"], "" if tiles["units"].nunique() == 1 else f"_{unit}"
+        together[f"rmse{tail}"] = float(np.average(table["mse_db"], weights=weights) ** 0.5)
+        together[f"rmse_of_the_mean{tail}"] = float(np.nanmean(np.concatenate(missed)) ** 0.5)
+        together[f"ssim{tail}"] = float(np.average(table["ssim"].fillna(0), weights=weights))
+    return tiles, together
 
 # %% ../../nbs/50_evaluation/03_pictures.ipynb #1dbc157f
 def further_scores(

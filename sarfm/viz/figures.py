@@ -19,6 +19,7 @@ import xarray as xr
 from pyproj import CRS
 
 from ..sar import to_db
+from ..scenes.channels import QUANTITIES
 from ..scenes.open import channel_names, stack_channels
 
 if TYPE_CHECKING:
@@ -54,13 +55,14 @@ SYMBOLS = {"sigma0": "σ⁰", "gamma0": "γ⁰", "beta0": "β⁰", "amplitude": 
 
 
 def shown(
-    image: xr.DataArray,  # backscatter with attrs `units` and `quantity`, any shape
-) -> tuple[xr.DataArray, str]:  # the values as drawn, and their unit: "dB", or "" for digital numbers
-    """Turn backscatter into the numbers that a picture shows."""
-    if image.attrs.get("units") == "dB":
+    image: xr.DataArray,  # a channel with attrs `units` and `quantity`, any shape
+) -> tuple[xr.DataArray, str]:  # the values as drawn, and their unit: "dB", or "" for digital numbers and coherence
+    """Turn a channel into the numbers that a picture shows: what has decibels in dB, the rest as it is."""
+    units, quantity = image.attrs.get("units"), image.attrs.get("quantity", "")
+    if units == "dB":
         return image, "dB"
-    if image.attrs.get("quantity") == "digital_number":
-        return image, ""
+    if quantity == "digital_number" or "dB" not in QUANTITIES.get(quantity, ("dB",)):
+        return image, "" if units == "1" else str(units)
     return to_db(image), "dB"
 
 # %% ../../nbs/60_viz/01_figures.ipynb #e077e8b2
@@ -68,9 +70,11 @@ def quantity_label(
     image: xr.DataArray,  # backscatter with attrs `units` and `quantity`
 ) -> str:  # such as "γ⁰ (dB)"
     """Name what a colour bar shows, with its unit."""
-    quantity = image.attrs.get("quantity", "backscatter")
-    unit = "" if quantity == "digital_number" and image.attrs.get("units") != "dB" else "dB"
-    return f"{SYMBOLS.get(quantity, quantity)} ({unit})" if unit else SYMBOLS.get(quantity, quantity)
+    quantity, units = image.attrs.get("quantity", "backscatter"), image.attrs.get("units")
+    decibels = units == "dB" or (quantity != "digital_number" and "dB" in QUANTITIES.get(quantity, ("dB",)))
+    unit = "dB" if decibels else "" if units in ("1", None) else str(units)
+    name = SYMBOLS.get(quantity, quantity.replace("_", " "))
+    return f"{name} ({unit})" if unit else name
 
 # %% ../../nbs/60_viz/01_figures.ipynb #01895e86
 def channel_label(
@@ -266,7 +270,8 @@ def comparison_layers(
 ]:  # the four layers (y, x) as drawn, their limits, their unit
     """Bring one channel of a reconstruction into the unit and the limits in which it is drawn."""
     one = reconstruction.sel(channel=channel)
-    attrs = {**reconstruction.attrs, **one["original"].attrs}
+    stated = {key: one[key].item() for key in ("units", "quantity") if key in one.coords}
+    attrs = {**reconstruction.attrs, **one["original"].attrs, **stated}
     layers = {name: shown(one[name].assign_attrs(attrs))[0].values for name in ("original", "masked", "reconstruction")}
     unit = shown(one["original"].assign_attrs(attrs))[1]
     hidden = one["hidden"].values & np.isfinite(layers["original"])
