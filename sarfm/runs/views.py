@@ -79,7 +79,7 @@ class LivePreview:
         from sarfm.evaluation.pictures import reconstruct_scene
         from sarfm.viz.figures import show_reconstruction
 
-        made = reconstruct_scene(training.trained(), self.contract, self.scene, tile=self.tile_px)
+        made = reconstruct_scene(training.trained(), self.contract, self.scene, tile=self.tile_px, overlap=0.0)
         figure = show_reconstruction(made, self.channel, self.scene)
         figure.suptitle(f"after {training.step} of {training.recipe.steps} steps", fontsize=10)
         picture = Image(filename=str(self.run.figure(figure, "preview")))
