@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pandas as pd
 import xarray as xr
 
 from ..datasets.entries import data_folder, entry_folder, load_entry
-from ..io.files import atomic_path, atomic_write, lock, read_json, sha256, write_json
+from ..io.files import atomic_path, atomic_write, lock, read_json, sha256, wait_to_make, write_json
 from ..io.processes import carried_here, in_order, processes
 from .cut import View, cut_band, patch_grid, stored_values, views_of, window_starts
 from .descriptions import describe
@@ -534,9 +535,11 @@ def prepare_store(
     jobs: int = 1,  # processes that cut
 ) -> PatchStore:
     """Cut a catalogued data set, or open the store when that was done before."""
-    from sarfm.datasets.catalog import entry_files, open_dataset
+    from sarfm.datasets.catalog import entry_files, make_files, open_dataset
 
     entry, where = load_entry(dataset), entry_folder(dataset, folder)
+    if entry.simulate:
+        make_files(entry, where, progress)
     described, listed = entry.model_dump(mode="json"), [file.path for file in entry.files]
     cut = dict(size=size, stride=stride, channels=channels or None, dates=dates, targets=targets)
     if not entry.read or entry.read.reader != "files":
@@ -546,14 +549,12 @@ def prepare_store(
     recipe["files"] = _sources(where, listed)
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(cache or data_folder() / "prepared") / f"{entry.id}-{key}.zarr"
-    if path.exists():
-        return open_store(path)
-    scenes, split = open_dataset(dataset, folder), getattr(entry, "split", None)
-    stated = split.model_dump(exclude_none=True, exclude={"description"}) if split else None
-    more = {"scales": scales or (), "average": average}
-    return write_store(
-        scenes, path, progress=progress, edge=edge, jobs=jobs, split=stated, dataset=entry.id, **more, **cut
-    )
+    with nullcontext() if path.exists() else wait_to_make(path):  # of two runs at once, one cuts
+        if path.exists():
+            return open_store(path)
+        more = {"scales": scales or (), "average": average, "edge": edge, "jobs": jobs, "dataset": entry.id}
+        more["split"] = entry.split.stated if entry.split else None
+        return write_store(open_dataset(dataset, folder), path, progress=progress, **more, **cut)
 
 # %% ../../nbs/20_patches/05_prepare.ipynb #dd79c2a7
 @dataclass(frozen=True)
