@@ -139,9 +139,7 @@ def test_contracts_that_make_no_sense(store):
 
 def two_scales(scene, tmp_path):
     """Cut a scene at 10 and 40 m."""
-    from sarfm.patches.scales import ScaledScenes
-
-    return write_store(ScaledScenes({"a": scene}, [1, 4]), tmp_path / "t.zarr", size=16, progress=False)
+    return write_store({"a": scene}, tmp_path / "t.zarr", size=16, scales=[1, 4], progress=False)
 
 
 def test_several_scales_are_accepted_from_the_finest_to_the_coarsest(scene, tmp_path):
@@ -153,7 +151,7 @@ def test_several_scales_are_accepted_from_the_finest_to_the_coarsest(scene, tmp_
         contract.check(scene.sar.looks(looks))
     with pytest.raises(ValueError, match="its pixels are 60 m, the model's 10 to 40 m"):
         contract.check(scene.sar.looks(6))
-    coarse = np.flatnonzero(store.index["scene"] == "a@4x")
+    coarse = np.flatnonzero(store.index["factor"] == 4)
     one = InputContract.fit(store, coarse, patch_size=8)
     assert one.spacing_max_m is None
     old = {k: v for k, v in contract.model_dump().items() if k != "spacing_max_m"}

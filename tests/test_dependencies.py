@@ -18,7 +18,6 @@ WITHOUT_IMPORT = {  # declared, and needed although no line of the package impor
     "jupyterlab": "the workbench itself",
     "netcdf4": "xarray's engine for NetCDF",
     "panel": "hvplot's widgets, in the version that fits bokeh",
-    "pyarrow": "pandas' engine for Parquet",
     "torchvision": "timm imports it; declared so that it is the build that fits torch",
 }
 COMING: set[str] = {"submitit"}  # declared before what imports it has landed: empty in a release

@@ -220,16 +220,14 @@ def test_bad_arguments(store, contract, case):
 
 @pytest.fixture(scope="module")
 def scales(tmp_path_factory):
-    from sarfm.patches.scales import ScaledScenes
-
     g = np.random.default_rng(0)
     hh = g.normal(-14, 3, (320, 300)).astype(np.float32)
     hh[:40, :60] = np.nan
     charts = {name: g.integers(0, k + 1, (320, 300)).astype(np.uint8) for name, k in (("sic", 11), ("sod", 6))}
     charts = {n: (np.where(c == c.max(), 255, c), {k: f"c{k}" for k in range(c.max())}) for n, c in charts.items()}
     scene = make_scene({"hh": hh, "hv": hh - 8}, units="dB", quantity="sigma0", labels=charts, attrs={"spacing_m": 40})
-    scaled = ScaledScenes({"a": scene, "b": scene}, [2, 4, 8])
-    return write_store(scaled, tmp_path_factory.mktemp("m") / "m.zarr", size=32, progress=False)
+    scenes = {"a": scene, "b": scene}
+    return write_store(scenes, tmp_path_factory.mktemp("m") / "m.zarr", size=32, scales=[2, 4, 8], progress=False)
 
 
 def ice_crops(scales, crop=24, targets=("sic", "sod"), augment=True, seed=0, **options):

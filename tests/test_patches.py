@@ -16,7 +16,7 @@ from patience import until
 
 from sarfm.io.files import CorruptData, StoreLocked
 from sarfm.patches.cut import window_starts
-from sarfm.patches.prepare import DatedScenes, open_store, prepare_store, restore, write_store
+from sarfm.patches.prepare import open_store, prepare_store, restore, write_store
 from sarfm.patches.shards import map_shard, write_shard
 from sarfm.patches.store import patch_corners
 from sarfm.scenes.open import make_scene
@@ -87,7 +87,11 @@ def test_crs_and_bounds_come_back(tmp_path):
 def test_dates_as_scenes(tmp_path):
     scene = a_scene(dates=3)
     store = write_store({"a": scene}, tmp_path / "s.zarr", size=64, dates="scenes", progress=False)
-    assert store.channel_names == ["vv", "vh"] and set(store.index["scene"]) == {"a@0", "a@1", "a@2"}
+    assert (
+        store.channel_names == ["vv", "vh"]
+        and set(store.index["scene"]) == {"a@0", "a@1", "a@2"}
+        and set(store.index["date"]) == {"2017-01-05", "2018-02-01", "2018-03-01"}
+    )
     xr.testing.assert_identical(restore(store, "a@1"), scene.isel(time=1))
 
 
@@ -122,7 +126,11 @@ def test_index_and_corners(tmp_path):
     store = write_store({"a": scene}, tmp_path / "s.zarr", size=64, stride=48, progress=False)
     p = store.index.iloc[-1]
     inner = scene.isel(y=slice(p.row, p.row + p.height), x=slice(p.col, p.col + p.width))
-    assert p.y_max - p.y_min == pytest.approx(10 * p.height) and p.x_max == pytest.approx(float(inner.x[-1]) + 5)
+    for channel in ("vv", "vh"):
+        values = inner[channel].values[inner.valid.values].astype(np.float64)
+        wanted = {"mean": values.mean(), "std": values.std(), "min": values.min(), "max": values.max(), "zeros": 0}
+        assert {name: p[f"{name} {channel}"] for name in wanted} == pytest.approx(wanted, rel=1e-5)
+    assert store.statistic("mean").shape == (len(store), 2)
     assert store.index["valid_fraction"].iloc[-1] == pytest.approx(float(inner.valid.sum()) / 64**2)
     corners = patch_corners(store, 0)
     assert corners[0, 0] < corners[1, 0] and corners[0, 1] > corners[3, 1]
@@ -204,7 +212,9 @@ def test_the_error_names_path_patch_and_array(tmp_path):
     assert open_store(store.path).verify()[["patch", "array"]].to_numpy().tolist() == [[3, "image"]]
 
 
-@pytest.mark.parametrize("name", ["zarr.json", "index.parquet", "checksums.parquet", "scenes.json", "image/zarr.json"])
+@pytest.mark.parametrize(
+    "name", ["zarr.json", "index.parquet", "checksums.parquet", "scenes.parquet", "image/zarr.json"]
+)
 def test_changed_metadata_is_refused(tmp_path, name):
     store = write_store({"a": a_scene()}, tmp_path / "s.zarr", size=64, progress=False)
     with open(store.path / name, "ab") as file:
@@ -249,29 +259,30 @@ def digests(path):
 
 
 def test_what_is_finished_is_kept_and_changed_data_start_over(tmp_path):
-    class Stops(DatedScenes):
-        """Fail when the third date is cut."""
-
-        visits = 0
+    class Stops(dict):
+        """Fail when the third scene is opened."""
 
         def __getitem__(self, name):
-            self.visits += name == "a@2"
-            if self.visits == 2:
+            if name == "2":
                 raise OSError("gone")
             return super().__getitem__(name)
 
+    def apart(scene):
+        """Take each date as a scene."""
+        return {str(k): scene.isel(time=k) for k in range(3)}
+
     arguments = dict(size=64, progress=False, shard_mb=0.1)
     with pytest.raises(OSError, match="gone"):
-        write_store(Stops({"a": a_scene(dates=3)}), tmp_path / "s.zarr", **arguments)
+        write_store(Stops(apart(a_scene(dates=3))), tmp_path / "s.zarr", **arguments)
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "s.zarr.partial" / "image").rglob("0") if p.is_file()}
     assert len(kept) > 2
     changed = a_scene(dates=3, seed=9)
     shutil.copytree(tmp_path / "s.zarr.partial", tmp_path / "c.zarr.partial")
-    store = write_store(DatedScenes({"a": a_scene(dates=3)}), tmp_path / "s.zarr", **arguments)
+    store = write_store(apart(a_scene(dates=3)), tmp_path / "s.zarr", **arguments)
     for file, mtime in kept.items():
         assert (store.path / file.relative_to(tmp_path / "s.zarr.partial")).stat().st_mtime_ns == mtime
-    other = write_store(DatedScenes({"a": changed}), tmp_path / "c.zarr", **arguments)
-    xr.testing.assert_identical(restore(other, "a@0"), changed.isel(time=0))
+    other = write_store(apart(changed), tmp_path / "c.zarr", **arguments)
+    xr.testing.assert_identical(restore(other, "0"), changed.isel(time=0))
 
 
 @pytest.mark.row(17)
@@ -330,7 +341,10 @@ def test_bad_input_is_refused_and_leaves_nothing(tmp_path, case):
     scenes, arguments, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         write_store(scenes(a_scene()), tmp_path / "s.zarr", **{"size": 64, "progress": False, **arguments})
-    assert list(tmp_path.iterdir()) == []
+    begun = (
+        [tmp_path / "s.zarr.partial"] if case == "units" else []
+    )  # the first scene was cut before the second was seen
+    assert list(tmp_path.iterdir()) == begun
 
 
 def test_shards_refuse_too_much(tmp_path):
@@ -410,14 +424,12 @@ def many():
 
 
 def test_several_processes_write_the_same_store(tmp_path):
-    from sarfm.patches.scales import ScaledScenes
-
     cut = dict(size=32, edge="shift", progress=False, shard_mb=0.1)
-    for name, scenes in (("plain", many()), ("scales", ScaledScenes(DatedScenes(many()), [2, 3]))):
-        alone = write_store(scenes, tmp_path / f"{name}.zarr", **cut)
-        helped = write_store(scenes, tmp_path / f"{name}-2.zarr", jobs=2, **cut)
+    for name, more in (("plain", {}), ("scales", {"scales": [2, 3], "dates": "scenes"})):
+        alone = write_store(many(), tmp_path / f"{name}.zarr", **cut, **more)
+        helped = write_store(many(), tmp_path / f"{name}-2.zarr", jobs=2, **cut, **more)
         assert digests(alone.path) == digests(helped.path) and len(alone.index) > 20
-        assert helped.index["scene"].nunique() == len(scenes) and len(helped.verify()) == 0
+        assert helped.index["scene"].nunique() == 4 * len(more.get("scales", [1])) and len(helped.verify()) == 0
 
 
 def test_errors_come_from_processes_as_they_are(tmp_path):
@@ -428,7 +440,9 @@ def test_errors_come_from_processes_as_they_are(tmp_path):
         write_store(many() | mixed, tmp_path / "s.zarr", size=64, jobs=2, channels=["hh"], progress=False)
     with pytest.raises(ValueError, match="at least 1; got 0"):
         write_store(many(), tmp_path / "s.zarr", jobs=0)
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="incomplete"):
+        open_store(tmp_path / "s.zarr")
+    assert not (tmp_path / "s.zarr.visits").exists()
 
 
 SLOW = """
@@ -508,3 +522,75 @@ def test_a_damaged_chunk_spoils_only_its_windows(tmp_path):
     with pytest.raises(CorruptData, match="patch 0 is damaged"):
         store.read(0, window=np.s_[200:300, 0:10])
     assert store.verify()["array"].tolist() == ["image"]
+
+
+# ---- columns ---------------------------------------------------------------------------------------------------------
+
+
+def test_scenes_tell_what_tells_them_apart(tmp_path):
+    scenes = {f"s{k}": a_scene(seed=k).assign_attrs(columns="service orbit", service="ab"[k % 2]) for k in range(4)}
+    scenes["s3"] = scenes["s3"].assign_attrs(place="s1", orbit=7, part="test", time="2020-05-06", own=np.float32(0.1))
+    del scenes["s2"].attrs["service"]
+    store = write_store(scenes, tmp_path / "s.zarr", size=64, progress=False)
+    assert store.scenes["service"].tolist() == ["a", "b", "", "b"] and store.scenes["orbit"].tolist() == [
+        "",
+        "",
+        "",
+        "7",
+    ]
+    assert store.scenes["place"].tolist() == ["s0", "s1", "s2", "s1"]
+    last = store.index[store.index["scene"] == "s3"]
+    assert (last[["place", "date", "part", "service", "orbit"]] == ["s1", "2020-05-06", "test", "b", "7"]).all(
+        axis=None
+    )
+    for name, scene in scenes.items():
+        xr.testing.assert_identical(restore(store, name), scene)
+        assert all(type(restore(store, name).attrs[k]) is type(v) for k, v in scene.attrs.items())
+
+
+def test_scenes_far_down_the_table_come_back(tmp_path, monkeypatch):
+    from sarfm.patches import writer
+
+    monkeypatch.setattr(writer.SceneTable, "ROWS", 3)
+    scenes = {f"s{k}": a_scene(70 + k, 66, seed=k, place="gcps" if k % 3 else "crs") for k in range(8)}
+    store = write_store(scenes, tmp_path / "s.zarr", size=64, progress=False)
+    for name, scene in scenes.items():
+        xr.testing.assert_identical(restore(store, name), scene)
+
+
+def test_a_changed_scene_in_the_middle_changes_what_follows_and_nothing_else(tmp_path):
+    class Stops(dict):
+        def __getitem__(self, name):
+            if name == "s7":
+                raise OSError("gone")
+            return super().__getitem__(name)
+
+    scenes = {f"s{k}": a_scene(90, 70, seed=k) for k in range(8)}
+    for jobs in (1, 2):
+        cut = dict(size=64, stride=32, progress=False, shard_mb=0.15, jobs=jobs)
+        path = tmp_path / f"{jobs}.zarr"
+        with pytest.raises(OSError, match="gone"):
+            write_store(Stops(scenes), path, **cut)
+        shards = sorted((tmp_path / f"{jobs}.zarr.partial/image/c").glob("*/0/0/0"))
+        kept = {p.relative_to(tmp_path / f"{jobs}.zarr.partial"): p.stat().st_mtime_ns for p in shards}
+        changed = {**scenes, "s4": a_scene(120, 70, seed=44)}
+        store = write_store(changed, path, **cut)
+        for name, scene in changed.items():
+            xr.testing.assert_identical(restore(store, name), scene)
+        same = [(path / p).stat().st_mtime_ns == t for p, t in kept.items()]
+        assert any(same) and not all(same) and len(store.verify()) == 0
+        alone = write_store(changed, tmp_path / f"{jobs}-alone.zarr", **cut)
+        assert digests(alone.path) == digests(store.path)
+
+
+def test_targets_of_tiles_survive_chunks(tmp_path):
+    from sarfm.scenes.channels import Target
+
+    tags = (np.array([1, 0], np.uint8), Target("tags", "tags", "tile", {0: "x", 1: "y"}))
+    noise = np.random.default_rng(0).normal(-9, 2, (700, 520))
+    scene = make_scene({"vv": noise}, units="dB", quantity="sigma0", labels={"tags": tags})
+    store = write_store({"a": scene}, tmp_path / "s.zarr", size=512, stride=200, progress=False, shard_mb=4.5)
+    assert store.chunk_px == 256 and all(store.read(k, "target_tags").tolist() == [1, 0] for k in range(len(store)))
+    assert len(store.verify()) == 0 and np.array_equal(
+        zarr.open_group(store.path)["target_tags"][:], [[1, 0]] * len(store)
+    )

@@ -1,7 +1,5 @@
 """Coarser scenes: the sources' way to the bit of torch, the right way in power, in place, and band by band."""
 
-import pickle
-
 import dask.array as da
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ import torch
 import xarray as xr
 
 from sarfm.patches.prepare import restore, write_store
-from sarfm.patches.scales import ScaledScenes, coarse_size, downscale
+from sarfm.patches.scales import coarse_size, downscale
 from sarfm.scenes.open import check_scene, make_scene
 from sarfm.scenes.scene import scene_lonlat, spacing_m
 
@@ -190,10 +188,10 @@ def test_planning_and_cutting_a_lazy_scene_never_holds_it(tmp_path, monkeypatch)
         return whole(self, **kwargs)
 
     monkeypatch.setattr(xr.Dataset, "load", load)
-    lazy = write_store(ScaledScenes({"a": scene.chunk(y=128)}, [2, 3]), tmp_path / "l.zarr", size=64, progress=False)
-    assert most.count(1) == 2 and max(most) == 64  # the middle row once per scale, then bands
+    lazy = write_store({"a": scene.chunk(y=128)}, tmp_path / "l.zarr", size=64, scales=[2, 3], progress=False)
+    assert most.count(1) == 1 and max(most) == 64  # the middle row of the source once, then bands
     monkeypatch.undo()
-    eager = write_store(ScaledScenes({"a": scene}, [2, 3]), tmp_path / "e.zarr", size=64, progress=False)
+    eager = write_store({"a": scene}, tmp_path / "e.zarr", size=64, scales=[2, 3], progress=False)
     for array in eager.arrays:
         assert all(eager.read(k, array).tobytes() == lazy.read(k, array).tobytes() for k in range(len(eager)))
 
@@ -208,17 +206,17 @@ class Counting(dict):
         return super().__getitem__(name)
 
 
-def test_scaled_scenes_open_the_source_once(tmp_path):
+def test_all_scales_and_dates_open_the_source_once(tmp_path):
     Counting.opened = 0
-    scaled = ScaledScenes(Counting(a=ice(), b=ice(seed=1)), [2, 5])
-    assert list(scaled) == ["a@2x", "a@5x", "b@2x", "b@5x"] and len(scaled) == 4 and Counting.opened == 0
-    assert [s.attrs["spacing_m"] for s in scaled.values()] == [80, 200, 80, 200] and Counting.opened == 2
-    assert "a@3x" not in scaled and "c@2x" not in scaled and pickle.loads(pickle.dumps(scaled))._last == ("", None)
-    store = write_store(scaled, tmp_path / "s.zarr", size=32, progress=False)
+    scenes = Counting(a=ice(), b=ice(seed=1).assign_attrs(columns="colour", colour="blue"))
+    store = write_store(scenes, tmp_path / "s.zarr", size=32, scales=[2, 5], dates="scenes", progress=False)
+    assert Counting.opened == 2
+    assert store.scenes[["place", "factor"]].values.tolist() == [["a", 2], ["a", 5], ["b", 2], ["b", 5]]
     assert store.index.groupby("scene").spacing_m.first().tolist() == [80, 200, 80, 200]
     assert set(store.index["part"]) == {"test"}
     wanted = downscale(ice(seed=1), 5).drop_vars(["incidence_angle", "distance_map", "lead", "t2m"])
-    xr.testing.assert_identical(restore(store, "b@5x"), wanted)
+    name = store.scenes.index[3]
+    xr.testing.assert_identical(restore(store, name), wanted.assign_attrs(columns="colour", colour="blue"))
 
 
 WRONG = {
@@ -226,9 +224,7 @@ WRONG = {
     "factor": (lambda s: downscale(s, 100), "from 1 to half the scene's 143 px; got 100"),
     "fraction": (lambda s: downscale(s, 2.5), "whole number"),
     "unit": (lambda s: downscale(s.sar.to_power(), 5, "db"), "decibels can't be averaged"),
-    "none": (lambda s: ScaledScenes({"a": s}, []), "factors are whole numbers"),
-    "twice": (lambda s: ScaledScenes({"a": s}, [2, 2]), "each once"),
-    "name": (lambda s: ScaledScenes({"a": s}, [2])["a@3x"], "there is no scene 'a@3x'"),
+    "twice": (lambda s: write_store({"a": s}, "nowhere.zarr", scales=[2, 2]), "each once"),
 }
 
 

@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sarfm.ice.lists import balanced_order, protocol_lists
 from sarfm.patches.splits import (
+    Split,
     assert_disjoint,
-    balanced_order,
     label_counts,
     label_subset,
+    lists_of,
     make_split,
-    protocol_lists,
     split_by_block,
     split_by_region,
     split_by_scene,
@@ -28,7 +29,8 @@ def an_index(scenes=1, height=200, width=400, size=64, stride=16):
         for c in range(0, width - size + 1, stride)
     ]
     index = pd.DataFrame(rows, columns=["scene", "row", "col"]).assign(height=size, width=size)
-    index["scene"] = index["scene"].map("{:04d}".format)
+    index["scene"] = index["place"] = index["scene"].map("{:04d}".format)
+    index["factor"] = 1
     index.insert(0, "patch", np.arange(len(index)))
     return index
 
@@ -66,10 +68,9 @@ def test_blocks_are_contiguous_and_dates_stay_together():
     index = an_index(100, 64, 64)
     by_scene = split_by_block(index, blocks=20).to_numpy()
     assert (by_scene[1:] != by_scene[:-1]).sum() <= 19 and set(by_scene) == {"train", "val", "test"}
-    dated = pd.concat([index.assign(scene=index["scene"] + f"@{t}") for t in range(2)], ignore_index=True)
+    dated = pd.concat([index.assign(scene=index["scene"] + f", date {t}") for t in range(2)], ignore_index=True)
     for split in (split_by_block(dated), split_by_scene(dated)):
-        place = dated["scene"].str.split("@").str[0]
-        assert (split.groupby(place).nunique() == 1).all()
+        assert (split.groupby(dated["place"]).nunique() == 1).all()
 
 
 def test_label_subsets_are_nested_and_seeded():
@@ -89,9 +90,9 @@ def test_overlap_between_parts_is_found():
     stray[index.index[(split == "")][0]] = "val"
     with pytest.raises(ValueError, match="share pixels"):
         assert_disjoint(index, stray)
-    dates = pd.concat([index.assign(scene=f"a@{t}") for t in range(2)], ignore_index=True)
+    dates = pd.concat([index.assign(scene=f"a, date {t}") for t in range(2)], ignore_index=True)
     dates["patch"] = np.arange(len(dates))
-    leak = pd.Series(np.where(dates["scene"] == "a@0", "train", "test"))
+    leak = pd.Series(np.where(dates["scene"] == "a, date 0", "train", "test"))
     with pytest.raises(ValueError, match="share pixels"):
         assert_disjoint(dates, leak)
 
@@ -125,7 +126,7 @@ def several_scales(scenes=4, factors=(2, 3, 5), height=1000, width=1303, size=32
     tables = []
     for factor in factors:
         table = an_index(scenes, height // factor, width // factor, size, size // 2)
-        tables.append(table.assign(scene=table["scene"] + f"@{factor}x"))
+        tables.append(table.assign(scene=table["scene"] + f", {factor} times coarser", factor=factor))
     index = pd.concat(tables, ignore_index=True)
     index["patch"] = np.arange(len(index))
     return index
@@ -133,7 +134,7 @@ def several_scales(scenes=4, factors=(2, 3, 5), height=1000, width=1303, size=32
 
 def test_scales_of_a_place_stay_together():
     index = several_scales()
-    place = index["scene"].str.split("@").str[0]
+    place = index["place"]
     for split in (split_by_scene(index), split_by_block(index, blocks=4)):
         assert (split.groupby(place).nunique() == 1).all()
         assert_disjoint(index, split)
@@ -146,13 +147,13 @@ def test_scales_of_a_place_stay_together():
 
 def test_a_leak_between_scales_is_found():
     index = several_scales(1)
-    by_scale = index["scene"].map({"0000@2x": "train", "0000@3x": "", "0000@5x": "test"})
+    by_scale = index["factor"].map({2: "train", 3: "", 5: "test"})
     with pytest.raises(ValueError, match="share pixels"):
         assert_disjoint(index, by_scale)
-    fine = (index["scene"] == "0000@2x") & ((index["col"] + 32) * 2 <= 300)
-    coarse = (index["scene"] == "0000@5x") & (index["col"] * 5 >= 300)  # to the right of them, though col is smaller
+    fine = (index["factor"] == 2) & ((index["col"] + 32) * 2 <= 300)
+    coarse = (index["factor"] == 5) & (index["col"] * 5 >= 300)  # to the right of them, though col is smaller
     assert_disjoint(index, pd.Series(np.select([fine, coarse], ["train", "test"], "")))
-    coarse = (index["scene"] == "0000@5x") & (index["col"] * 5 >= 200)
+    coarse = (index["factor"] == 5) & (index["col"] * 5 >= 200)
     with pytest.raises(ValueError, match="share pixels"):
         assert_disjoint(index, pd.Series(np.select([fine, coarse], ["train", "test"], "")))
 
@@ -161,14 +162,13 @@ def ice_index(train=513, test=20, factors=(2, 5)):
     """List scenes as AI4Arctic names them, at two scales."""
     names = [f"2019{k:04d}T101830_{'cis' if k % 8 < 3 else 'dmi'}" for k in range(train + test)]
     parts = ["train"] * train + ["test"] * test
-    return pd.DataFrame(
-        [(f"{n}@{f}x", p) for n, p in zip(names, parts, strict=True) for f in factors], columns=["scene", "part"]
-    )
+    rows = [(f"{n}, {f}", n, p, n[-3:], f) for n, p in zip(names, parts, strict=True) for f in factors]
+    return pd.DataFrame(rows, columns=["scene", "place", "part", "service", "factor"])
 
 
 def ice_counts(index, seed=0):
     """Make up how many pixels of each class each scene holds."""
-    places = sorted(set(index["scene"].str.split("@").str[0]))
+    places = sorted(set(index["place"]))
     columns = [(chart, code) for chart, n in (("sic", 11), ("sod", 6), ("floe", 7)) for code in range(n)]
     g = np.random.default_rng(seed)
     counts = g.poisson(np.exp(3 * g.normal(size=(len(places), 24)) - np.arange(24) % 7))
@@ -238,7 +238,7 @@ def test_balance_finds_what_is_rare():
 
 def test_labels_are_counted_once_at_the_coarsest_scale(tmp_path):
     from sarfm.patches.prepare import write_store
-    from sarfm.patches.scales import ScaledScenes, downscale
+    from sarfm.patches.scales import downscale
     from sarfm.scenes.open import make_scene
 
     g = np.random.default_rng(0)
@@ -248,8 +248,7 @@ def test_labels_are_counted_once_at_the_coarsest_scale(tmp_path):
     labels = {"sod": (codes, {0: "water", 1: "new ice", 7: "old ice"}), "snow": (codes // 2, {0: "no", 3: "yes"})}
     scene = make_scene({"hh": values[0], "hv": values[1]}, units="dB", quantity="sigma0", labels=labels)
     store = write_store(
-        ScaledScenes({"a": scene, "b": scene}, [2, 3]), tmp_path / "s.zarr", size=32, stride=20, edge="shift",
-        progress=False,
+        {"a": scene, "b": scene}, tmp_path / "s.zarr", size=32, stride=20, edge="shift", scales=[2, 3], progress=False,
     )  # fmt: skip
     counts, coarse = label_counts(store), downscale(scene, 3)
     seen = coarse["sod"].to_numpy()[coarse["valid"].to_numpy()]
@@ -264,8 +263,8 @@ def test_split_by_list():
     index = several_scales(10)
     lists = {"few": ["0003"], "val": ["0005"], "test": ["0008", "0009"]}
     split = make_split(index, "list", lists=lists, train_list="few")
-    assert set(index["scene"][split == "train"]) == {"0003@2x", "0003@3x", "0003@5x"}
-    assert split[split != ""].nunique() == 3 and (split[index["scene"] == "0000@2x"] == "").all()
+    assert set(index["scene"][split == "train"]) == {f"0003, {f} times coarser" for f in (2, 3, 5)}
+    assert split[split != ""].nunique() == 3 and (split[index["scene"] == "0000, 2 times coarser"] == "").all()
     assert set(make_split(index, "list", lists={"few": ["0003"]}, train_list="few")) == {"train", ""}
     with pytest.raises(ValueError, match=r"no list 'many'; there are \['few', 'test', 'val'\]"):
         make_split(index, "list", lists=lists, train_list="many")
@@ -273,3 +272,49 @@ def test_split_by_list():
         make_split(index, "list", lists=lists | {"few": ["0003", "0008"]}, train_list="few")
     with pytest.raises(ValueError, match="1 listed scenes aren't in the store"):
         make_split(index, "list", lists=lists | {"val": ["0077"]}, train_list="few")
+
+
+def test_a_split_reads_the_entrys_default_and_finds_lists_by_the_data_set(tmp_path, monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    from sarfm.patches import splits
+    from sarfm.patches.prepare import write_store
+    from sarfm.scenes.open import make_scene
+
+    noise = np.random.default_rng(0).normal(-9, 2, (64, 64))
+    scene = make_scene({"vv": noise}, units="dB", quantity="sigma0")
+    scenes = {f"s{k}": scene for k in range(4)}
+    open_it = lambda name, **stated: write_store(scenes, tmp_path / name, size=32, progress=False, **stated)
+    lists = {"by": "list", "lists": {"test": ["s0"], "val": ["s1"], "few": ["s3"]}, "train_list": "few"}
+    stated, plain, named = open_it("a.zarr", split=lists), open_it("b.zarr"), open_it("c.zarr", dataset="mine")
+    parts = Split().parts(stated)
+    assert parts.groupby(stated.index["place"]).first().to_dict() == {
+        "s0": "test",
+        "s1": "val",
+        "s2": "",
+        "s3": "train",
+    }
+    assert set(Split(fractions=(0.5, 0.0, 0.5)).parts(plain)) == {"train", "test"}
+    assert Split(by="scene").parts(stated).equals(split_by_scene(stated.index, dict(train=0.5, val=0.25, test=0.25)))
+    with pytest.raises(ValueError, match="nobody makes lists of scenes for the data set 'mine'"):
+        Split(by="list").parts(named)
+    point = EntryPoint("mine", "test_splits:made_lists", "sarfm.splits")
+    monkeypatch.setattr(splits, "entry_points", lambda group: [point] if group == "sarfm.splits" else [])
+    assert lists_of(named, 3) == {"train_100": ["s2"], "seed": ["s3"]}
+    assert Split(by="list").parts(named).groupby(named.index["place"]).first().to_dict()["s2"] == "train"
+
+
+def made_lists(store, seed):
+    """Make lists as an installed package would."""
+    return {"train_100": ["s2"], "seed": [f"s{seed}"]}
+
+
+def test_scales_that_are_not_learnt_from_take_no_part(tmp_path):
+    from sarfm.patches.prepare import write_store
+    from sarfm.scenes.open import make_scene
+
+    noise = np.random.default_rng(0).normal(-9, 2, (128, 128))
+    scene = make_scene({"vv": noise}, units="dB", quantity="sigma0")
+    store = write_store({"a": scene}, tmp_path / "s.zarr", size=16, scales=[1, 2], progress=False)
+    every, fine = Split(by="region").parts(store), Split(by="region", scales=[1]).parts(store)
+    assert set(store.index["factor"][fine != ""]) == {1} and (fine == every)[store.index["factor"] == 1].all()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'PER_CLASS', 'OVERALL', 'candidates', 'other_files', 'trained_on', 'WrongLabel', 'truth_of', 'Scoreable',
-           'label_to_score', 'scoreable', 'load_segmentation', 'count_images', 'interval_scores', 'image_scores',
-           'report', 'nothing_to_score']
+           'DatedScenes', 'label_to_score', 'scoreable', 'load_segmentation', 'count_images', 'interval_scores',
+           'image_scores', 'report', 'nothing_to_score']
 
 # %% ../../nbs/50_evaluation/06_unseen.ipynb #1387bae1
 from collections import Counter
@@ -29,12 +29,11 @@ from .tiles import USUAL, Tiling
 from ..io.files import sha256
 from ..models.weights import load_model
 from ..patches.contract import InputContract
-from ..patches.cut import DatedScenes
 from ..patches.splits import NAMES, make_split
 from ..scenes.channels import Target
 from ..scenes.open import flag_meanings, stack_channels
 from ..scenes.rasters import read_file
-from ..scenes.scene import target_variable
+from ..scenes.scene import check_scene, date_dimension, target_variable
 
 # %% ../../nbs/50_evaluation/06_unseen.ipynb #8574c38a
 def candidates(
@@ -92,9 +91,9 @@ def _training_scenes(scenes: list[str], learnt: Mapping[str, Any]) -> list[str]:
         raise ValueError("no scene is left of the data set")
     if learnt["split"] == "region":  # a part of every scene
         return scenes
-    index = pd.DataFrame({"scene": scenes, "patch": 0, "row": 0, "col": 0, "height": 0, "width": 0})
+    index = pd.DataFrame({"place": scenes, "factor": 1, "patch": 0, "row": 0, "col": 0, "height": 0, "width": 0})
     shares = dict(zip(NAMES, learnt["split_fractions"], strict=True))
-    return list(index["scene"][make_split(index, learnt["split"], shares, seed=learnt["seed"]) == "train"])
+    return list(index["place"][make_split(index, learnt["split"], shares, seed=learnt["seed"]) == "train"])
 
 
 def _images(scenes: Mapping[str, Mapping[tuple[str, str], Path]]) -> Iterator[Path]:
@@ -210,6 +209,39 @@ def _short(text: str, name: str, path: Path) -> str:
     for written in (str(path.resolve()), str(path.absolute()), str(path)):
         text = text.replace(written, name)
     return " ".join(text.removeprefix(name).lstrip(":, ").split())
+
+# %% ../../nbs/50_evaluation/06_unseen.ipynb #42e4dbd3
+class DatedScenes(Mapping):
+    """Look at every date of every scene as a scene of its own."""
+
+    def __init__(
+        self,
+        scenes: Mapping[str, xr.Dataset],  # scenes with or without time
+    ):
+        self._scenes, self._names, self._last = scenes, {}, ("", None)
+        for name in scenes:
+            scene = check_scene(scenes[name])
+            for date in range(scene.sizes.get(date_dimension(scene), 1)):
+                self._names[f"{name}@{date}"] = (name, date)
+
+    def __getitem__(
+        self,
+        name: str,  # of a date of a scene
+    ) -> xr.Dataset:  # a Scene without the dimension time
+        scene, date = self._names[name]
+        if self._last[0] != scene:
+            self._last = (scene, self._scenes[scene])
+        along = date_dimension(self._last[1])
+        return self._last[1].isel({along: date}) if along else self._last[1]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_last": ("", None)}  # another process opens the scene itself
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 # %% ../../nbs/50_evaluation/06_unseen.ipynb #91064b9c
 def label_to_score(

@@ -315,6 +315,7 @@ def _provenance(
     return {
         "scene": name.scene,
         "service": name.service,
+        "columns": "service",
         "time": "" if np.isnat(name.start) else str(name.start),
         "spacing_m": spacing,
         "edition": edition,

@@ -84,7 +84,7 @@ def _spacings(
     rows: np.ndarray | list[int],  # patches of the training part
 ) -> dict[str, float | None]:  # spacing_m, and spacing_max_m where there are several scales
     """Tell one pixel spacing, or the finest and the coarsest of a store with several scales."""
-    stated = store.index["spacing_m"].iloc[list(rows)].dropna() if "spacing_m" in store.index else []
+    stated = store.index["spacing_m"].iloc[list(rows)].dropna()
     if len(stated) and stated.max() > 1.25 * stated.min():
         return {"spacing_m": float(stated.min()), "spacing_max_m": float(stated.max())}
     several = len(stated) and store.index["spacing_m"].max() > 1.25 * store.index["spacing_m"].min()

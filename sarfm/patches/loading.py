@@ -183,7 +183,7 @@ def spacing_groups(
         raise ValueError(f"balance is 'spacing' (every pixel spacing equally likely) or 'none'; got {balance!r}")
     if balance == "none":
         return [rows]
-    if "spacing_m" not in store.index or store.index["spacing_m"].iloc[rows].isna().any():
+    if store.index["spacing_m"].iloc[rows].isna().any():
         raise ValueError(
             f"{store.path} doesn't say the pixel spacing of every patch; prepare it again, or balance='none'"
         )
@@ -250,6 +250,9 @@ class CropDataset(Dataset):
         self._observed = store.index["valid_fraction"].to_numpy() == 1
         self._order = (-1, rows)
         self._groups = spacing_groups(store, rows, crops.balance) if augment else [rows]
+        self._group_of = np.zeros(len(store), np.int16)
+        for number, group in enumerate(self._groups):
+            self._group_of[group] = number
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -318,7 +321,7 @@ class CropDataset(Dataset):
         if not self.augment:
             return Window(patch, *2 * [(self.store.size - crop) // 2], crop, crop, 0)
         generator = np.random.default_rng([self.seed, 2, item])
-        near = next(g for g in self._groups if patch in g) if self.crops.balance != "none" else self.rows
+        near = self._groups[self._group_of[patch]] if self.crops.balance != "none" else self.rows
         mapped = [target for target in self.targets.values() if target.of == "pixel"]
         read = (lambda window: [self._target(target, window) for target in mapped]) if mapped else None
         resized = self.crops.resized_area or None

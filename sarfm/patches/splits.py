@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'DEFAULT', 'split_by_region', 'split_by_scene', 'split_by_block', 'label_subset', 'label_counts',
-           'balanced_order', 'protocol_lists', 'assert_disjoint', 'split_by_list', 'make_split', 'Split']
+           'assert_disjoint', 'split_by_list', 'make_split', 'lists_of', 'Split']
 
 # %% ../../nbs/20_patches/06_splits.ipynb #7b8ce1d0
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from types import MappingProxyType
 
 import numpy as np
@@ -19,20 +20,6 @@ from .store import PatchStore
 # %% ../../nbs/20_patches/06_splits.ipynb #49cffcbb
 NAMES = ("train", "val", "test")
 DEFAULT = MappingProxyType({"train": 0.55, "val": 0.2, "test": 0.25})
-
-
-def _place(
-    scene: pd.Series,  # names of scenes
-) -> pd.Series:  # the same without the number of a date or of a scale
-    """Name the place that a scene shows: dates "a@0" and "a@1", and scales "a@2x" and "a@5x", show the same."""
-    return scene.str.replace(r"(?:@\d+)?(?:@\d+x)?$", "", regex=True)
-
-
-def _factor(
-    scene: pd.Series,  # names of scenes
-) -> pd.Series:  # how many times coarser than its source each is: 5 for "a@5x", 1 for "a"
-    """Tell by its name how coarse a scene is."""
-    return scene.str.extract(r"@(\d+)x$", expand=False).fillna("1").astype(int)
 
 
 def _shares(
@@ -57,9 +44,9 @@ def split_by_region(
     if axis not in ("x", "y"):
         raise ValueError(f"axis is 'x' (bands side by side) or 'y' (bands above each other); got {axis!r}")
     start, length = ("col", "width") if axis == "x" else ("row", "height")
-    factor = _factor(index["scene"])  # all scales of a place are divided at the same pixels of its source
+    factor = index["factor"]  # all scales of a place are divided at the same pixels of its source
     first, last = index[start] * factor, (index[start] + index[length]) * factor
-    extent = last.groupby(_place(index["scene"])).transform("max")
+    extent = last.groupby(index["place"]).transform("max")
     part, low = pd.Series("", index=index.index), 0.0
     for name, share in _shares(fractions).items():
         lower = (extent * low).round() + (gap_px / 2 if low > 0 else 0)
@@ -75,7 +62,7 @@ def split_by_scene(
     seed: int = 0,  # of the shuffle
 ) -> pd.Series:  # "train", "val" or "test" per patch
     """Give whole scenes to the parts, in shuffled order."""
-    place = _place(index["scene"])
+    place = index["place"]
     scenes = sorted(place.unique())
     shares = _shares(fractions)
     wanted = [name for name, share in shares.items() if share > 0]
@@ -100,7 +87,7 @@ def split_by_block(
     letters = {"T": "train", "v": "val", "t": "test"}
     if not pattern or not set(pattern) <= set(letters):
         raise ValueError(f"pattern is a word of T (train), v (val) and t (test); got {pattern!r}")
-    place = _place(index["scene"])
+    place = index["place"]
     scenes = sorted(place.unique())
     if not 1 <= blocks <= len(scenes):
         raise ValueError(f"blocks is a number from 1 to the {len(scenes)} scenes; got {blocks}")
@@ -133,12 +120,12 @@ def label_counts(
     labels, index = countable if labels is None else list(labels), store.index
     if missing := [name for name in labels if name not in countable]:
         raise ValueError(f"{store.path} has no classes of pixels {missing}; it holds {countable}")
-    place, factor = _place(index["scene"]), _factor(index["scene"])
+    place, factor = index["place"], index["factor"]
     coarsest = index[factor == factor.groupby(place).transform("max")]
     counts = {}
-    for name, patches in coarsest.groupby("scene", sort=True):
+    for _, patches in coarsest.groupby("scene", sort=True):
         here = _count_scene(store, patches, labels)
-        key = _place(pd.Series([name])).item()
+        key = patches["place"].iloc[0]
         counts[key] = here if key not in counts else {c: n + counts[key][c] for c, n in here.items()}
     table = pd.DataFrame.from_dict(counts, orient="index")
     table.columns = pd.MultiIndex.from_tuples(table.columns, names=["label", "code"])
@@ -162,85 +149,6 @@ def _count_scene(
         counts |= {(name, code): int((whole == code).sum()) for code in store.targets[name].codes}
     return counts
 
-# %% ../../nbs/20_patches/06_splits.ipynb #99984611
-def balanced_order(
-    counts: pd.DataFrame,  # as `label_counts` makes it: scenes × (label, code)
-    scenes: Sequence[str],  # to choose from
-    number: int,  # of scenes wanted; rounded up to whole rounds
-) -> list[str]:  # the chosen scenes, in their order
-    """Choose scenes greedily, for each chart in turn the one that is richest in its rarest class."""
-    left, chosen = counts.loc[sorted(scenes)], []
-    total, has = left.sum(), left.sum() * 0
-    charts = list(dict.fromkeys(counts.columns.get_level_values(0)))
-    while len(chosen) < number and len(left):
-        for chart in charts:
-            codes = [c for c in left.columns if c[0] == chart and left[c].any()]  # classes that can still be had
-            if not len(left):
-                break
-            rarest = min(codes, key=lambda c: (has[c], total[c]), default=None)
-            scene = left.index[0] if rarest is None else left[rarest].idxmax()
-            chosen.append(scene)
-            has, left = has + left.loc[scene], left.drop(scene)
-    return chosen
-
-# %% ../../nbs/20_patches/06_splits.ipynb #fb4086d8
-def _draw_validation(
-    scenes: Sequence[str],  # to choose from, sorted
-    number: int,  # of scenes
-    seed: int,  # of the draw
-) -> list[str]:  # as many of each ice service as there are, sorted
-    """Draw scenes balanced by service, which is what follows the last underscore of a name."""
-    services: dict[str, list[str]] = {}
-    for name in np.random.default_rng([seed, 20]).permutation(list(scenes)).tolist():
-        services.setdefault(name.rpartition("_")[2] if "_" in name else "", []).append(name)
-    queues, drawn = [services[key] for key in sorted(services)], []
-    while len(drawn) < number and any(queues):
-        drawn += [queue.pop(0) for queue in queues if queue][: number - len(drawn)]
-    return sorted(drawn)
-
-
-def protocol_lists(
-    index: pd.DataFrame,  # of a patch store, with its column "part"
-    counts: pd.DataFrame | None = None,  # as `label_counts` makes it; without it no balanced lists
-    seed: int = 0,  # of the shuffle (0 is the sources') and of the draw for validation
-    val: int | Sequence[str] | None = None,  # validation scenes, or their number; 20 of 513, at least 2, when None
-) -> dict[str, list[str]]:  # names of places, without date and scale
-    """Make the lists of the two sea-ice systems from a set of scenes."""
-    place = _place(index["scene"])
-    test = sorted(set(place[index["part"] == "test"])) if "part" in index else []
-    rest = sorted(set(place) - set(test))
-    number = max(2, round(len(rest) * 20 / 513)) if val is None else val
-    chosen = _draw_validation(rest, number, seed) if isinstance(number, int) else sorted(number)
-    if unknown := sorted(set(chosen) - set(rest)):
-        raise ValueError(f"val names scenes that aren't there, or are for testing: {unknown[:5]}; choose others")
-    train = [name for name in rest if name not in set(chosen)]
-    if len(train) < 2:
-        raise ValueError(f"expected scenes to train on; of {len(rest)} not for testing, val took {len(chosen)}")
-    lists = {"test": test, "val": chosen, "train_100": train, "finetune_100": train}
-    lists |= _shuffled_lists(train, seed)
-    for percent in (1, 5, 10) if counts is not None else ():
-        few = balanced_order(counts, train, max(1, percent * len(train) // 100))
-        lists[f"finetune_{percent:02d}"] = sorted(few)
-        lists[f"pretrain_{100 - percent}"] = sorted(set(train) - set(few))
-    return lists
-
-
-def _shuffled_lists(
-    train: list[str],  # scenes, sorted
-    seed: int,  # of the one order
-) -> dict[str, list[str]]:  # pretrain_p, finetune_p, and System 1's
-    """Cut heads and tails off one seeded order."""
-    order, lists = list(train), {}
-    np.random.RandomState(seed).shuffle(order)  # the same as np.random.seed(seed); np.random.shuffle(order)
-    for percent in (20, 40, 60, 80):
-        n = percent * len(order) // 100
-        lists[f"pretrain_{percent}"], lists[f"finetune_{percent}"] = order[:n], order[len(order) - n :]
-    for percent in (50, 80, 90, 95):
-        n = percent * len(order) // 100
-        lists[f"system1_pretrain_{percent}"], lists[f"system1_finetune_{100 - percent:02d}"] = order[:n], order[n:]
-    lists["pretrain_50"], lists["finetune_50"] = lists["system1_pretrain_50"], lists["system1_finetune_50"]
-    return lists
-
 # %% ../../nbs/20_patches/06_splits.ipynb #93bc2d05
 def _shared_pixel(
     patches: pd.DataFrame,  # of one place, with their "part"
@@ -263,9 +171,9 @@ def assert_disjoint(
     split: pd.Series,  # part of each patch
 ) -> None:
     """Refuse a split whose parts share a pixel."""
-    used = index.assign(part=split, place=_place(index["scene"]))[split != ""]
+    used = index.assign(part=split)[split != ""]
     sides = ["row", "col", "height", "width"]
-    used[sides] = used[sides].mul(_factor(used["scene"]), axis=0)
+    used[sides] = used[sides].mul(used["factor"], axis=0)
     for place, patches in used.groupby("place"):
         if patches["part"].nunique() > 1 and (pair := _shared_pixel(patches)):
             parts = [split.loc[index["patch"] == p].item() for p in pair]
@@ -282,9 +190,9 @@ def split_by_list(
 ) -> pd.Series:  # "train", "val", "test", or "" for a scene in no list
     """Give scenes to the parts as lists say; all dates and scales of a scene go with it."""
     if train_list not in lists:
-        raise ValueError(f"there is no list {train_list!r}; there are {sorted(lists)}. Make them with protocol_lists")
+        raise ValueError(f"there is no list {train_list!r}; there are {sorted(lists)}. Choose one of these")
     parts = {"train": train_list, "val": "val", "test": "test"}
-    place, held = _place(index["scene"]), {part: set(lists.get(name, ())) for part, name in parts.items()}
+    place, held = index["place"], {part: set(lists.get(name, ())) for part, name in parts.items()}
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
         if both := sorted(held[a] & held[b]):
             raise ValueError(f"{parts[a]} and {parts[b]} share {len(both)} scenes, {both[:3]} …; a scene has one part")
@@ -314,7 +222,7 @@ def make_split(
     elif kind == "scene":
         split = split_by_scene(index, fractions, seed)
     elif kind == "block":
-        split = split_by_block(index, min(blocks, _place(index["scene"]).nunique()), pattern)
+        split = split_by_block(index, min(blocks, index["place"].nunique()), pattern)
     elif kind == "list":
         split = split_by_list(index, lists or {}, train_list)
     else:
@@ -327,6 +235,22 @@ def make_split(
             "that part; cut smaller patches or a smaller stride, or give the part a larger fraction"
         )
     return split
+
+# %% ../../nbs/20_patches/06_splits.ipynb #e7e9b56c
+def lists_of(
+    store: PatchStore,  # where the patches are
+    seed: int = 0,  # of lists that are drawn
+) -> dict[str, list[str]]:  # name -> places
+    """Find the lists of scenes of a data set."""
+    if stated := store.default_split.get("lists"):
+        return {name: list(places) for name, places in stated.items()}
+    points = {point.name: point for point in entry_points(group="sarfm.splits")}
+    if store.dataset not in points:
+        raise ValueError(
+            f"nobody makes lists of scenes for the data set {store.dataset!r} of {store.path}; installed packages make them for "
+            f"{sorted(points)}. Split by region, scene or block, or state lists in the data set's entry"
+        )
+    return points[store.dataset].load()(store, seed)
 
 # %% ../../nbs/20_patches/06_splits.ipynb #d73e4e87
 @dataclass(frozen=True)
@@ -354,8 +278,10 @@ class Split:
     ) -> pd.Series:  # "train", "val", "test" or "" per patch; "" too for scales that are left out
         """Divide the patches of a store."""
         stated = {"by": "region", **store.default_split} if self.by == "entry" else {"by": self.by}
-        fractions = dict(zip(NAMES, stated.pop("fractions", self.fractions), strict=True))
-        lists = protocol_lists(store.index, label_counts(store)) if stated["by"] == "list" else None
-        options = {"axis": self.axis, "seed": self.seed, "lists": lists, "train_list": self.train_list} | stated
-        parts = make_split(store.index, options.pop("by"), fractions, **options)
-        return parts.where(_factor(store.index["scene"]).isin(self.scales), "") if self.scales else parts
+        fractions = dict(zip(NAMES, stated.get("fractions", self.fractions), strict=True))
+        options = {"axis": self.axis, "seed": self.seed, "train_list": self.train_list}
+        options |= {name: stated[name] for name in ("axis", "train_list", "blocks", "pattern") if name in stated}
+        if stated["by"] == "list":
+            options["lists"] = lists_of(store, self.seed)
+        parts = make_split(store.index, stated["by"], fractions, **options)
+        return parts.where(store.index["factor"].isin(self.scales), "") if self.scales else parts
