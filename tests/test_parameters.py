@@ -28,7 +28,7 @@ tasks: dict[str, str] = {}  # how targets are learnt, each one of plain | ordere
 weights: dict[str, float] = {"sic": 1.0}  # of losses, each >= 0
 learn: Recipe = Recipe(steps=7, betas=(0.9, 0.99))  # how it learns
 method: str = "mae"  # one that is installed
-settings: Settings[method] = {"masking": "block"}  # of the method"""
+settings: Settings = {"masking": "block"}  # of the method"""
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_wrong_fields_are_refused(toy, given, expected):
         ("Recipe(steps=7,", "Recipe(7,", "expected Recipe(name=value"),
         ("Recipe(steps=7,", "Recipe(steps=int(7),", "a default is written out"),
         ("learn: Recipe", "learn: Recipes", "has type Recipes"),
-        ("Settings[method]", "Settings[way]", "must stand above it"),
+        ('method: str = "mae"', 'way: str = "mae"', "belong to what the line above names"),
         ('{"masking": "block"}', '{"maskin": "block"}', "has no maskin"),
     ],
 )
