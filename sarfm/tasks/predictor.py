@@ -34,7 +34,7 @@ def fuse(
         return [late - early for early, late in zip(before, after, strict=True)]
     return [torch.cat(both, 1) for both in zip(before, after, strict=True)]
 
-# %% ../../nbs/35_tasks/02_predictor.ipynb #10bf97d0
+# %% ../../nbs/35_tasks/02_predictor.ipynb #373e0fdc
 class Predictor(nn.Module):
     """Predict one target or several from an image or a pair."""
 
@@ -156,6 +156,8 @@ class Predictor(nn.Module):
                 f"the batch has no {', '.join(lacking)}; it holds {', '.join(batch)}."
                 " Name the targets when making the data module"
             )
+        for name, task in self.tasks.items():
+            task.check(batch[f"target_{name}"])
         return {name: task.known(batch[f"target_{name}"], batch.get("valid")) for name, task in self.tasks.items()}
 
     def draw(
