@@ -119,24 +119,26 @@ def load_tallies(
         )
     return check_tallies(pd.read_parquet(path))
 
-# %% ../../nbs/50_evaluation/02_tallies.ipynb #9fd55278
+# %% ../../nbs/50_evaluation/02_tallies.ipynb #b68cea0c
 @torch.no_grad()
 def count_batch(
     counted: Tallies,  # to which it is added
     model: Predictor,  # in evaluation mode
-    batch: Mapping[str, torch.Tensor],  # image, valid, target_<task> for each task
+    batch: Mapping[str, torch.Tensor],  # image, valid, target_<task> for each task that is asked
     scenes: Sequence[str],  # of each image of the batch, B
     places: Sequence[str] | None = None,  # of each image; its scene when None
-    names: Mapping[str, str] | None = None,  # task to the target it is counted for; the same when missing
+    names: Mapping[str, str] | None = None,  # task to the target it is counted for; all tasks when None
 ) -> None:
     """Predict a batch and add its tallies, scene by scene."""
-    truths, decided = model.truths(batch), model.decide(model(batch["image"], batch.get("valid")))
-    for task_name, task in model.tasks.items():
-        truth, sums = truths[task_name], task.tally(decided[task_name], truths[task_name]).double().cpu()
+    asked = names or {name: name for name in model.tasks}
+    truths, decided = model.truths(batch, asked), model.decide(model(batch["image"], batch.get("valid")))
+    for name, target in asked.items():
+        task, truth = model.tasks[name], truths[name]
+        sums = task.tally(decided[name], truth).double().cpu()
         known = (truth.isfinite() if truth.is_floating_point() else truth != UNKNOWN).reshape(len(truth), -1)
         counts = (known.any(1) if task.target.kind == "tags" else known.sum(1)).long().tolist()
         for scene in dict.fromkeys(scenes):
-            rows = [k for k, name in enumerate(scenes) if name == scene]
+            rows = [k for k, of in enumerate(scenes) if of == scene]
             place = places[rows[0]] if places else ""
             n = sum(counts[k] for k in rows)
-            counted.add(scene, (names or {}).get(task_name, task_name), sums[rows].sum(0).numpy(), n, place=place)
+            counted.add(scene, target, sums[rows].sum(0).numpy(), n, place=place)

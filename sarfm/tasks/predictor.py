@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAIRS', 'fuse', 'Predictor', 'body_stride', 'body_maps', 'build_predictor', 'tally_batch']
 
-# %% ../../nbs/35_tasks/02_predictor.ipynb #6935eb8d
-from collections.abc import Mapping, Sequence
+# %% ../../nbs/35_tasks/02_predictor.ipynb #b622ab0d
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ def fuse(
         return [late - early for early, late in zip(before, after, strict=True)]
     return [torch.cat(both, 1) for both in zip(before, after, strict=True)]
 
-# %% ../../nbs/35_tasks/02_predictor.ipynb #373e0fdc
+# %% ../../nbs/35_tasks/02_predictor.ipynb #d9ab4d34
 class Predictor(nn.Module):
     """Predict one target or several from an image or a pair."""
 
@@ -149,16 +149,18 @@ class Predictor(nn.Module):
     def truths(
         self,
         batch: Mapping[str, Tensor],  # image, valid, target_<task> for each task
+        names: Iterable[str] | None = None,  # of the tasks; all when None
     ) -> dict[str, Tensor]:  # the labels of each task, unknown where nothing was observed
-        """Read the labels of all tasks."""
-        if lacking := [f"target_{name}" for name in self.tasks if f"target_{name}" not in batch]:
+        """Read the labels of tasks."""
+        asked = {name: self.tasks[name] for name in (self.tasks if names is None else names)}
+        if lacking := [f"target_{name}" for name in asked if f"target_{name}" not in batch]:
             raise ValueError(
                 f"the batch has no {', '.join(lacking)}; it holds {', '.join(batch)}."
                 " Name the targets when making the data module"
             )
-        for name, task in self.tasks.items():
+        for name, task in asked.items():
             task.check(batch[f"target_{name}"])
-        return {name: task.known(batch[f"target_{name}"], batch.get("valid")) for name, task in self.tasks.items()}
+        return {name: task.known(batch[f"target_{name}"], batch.get("valid")) for name, task in asked.items()}
 
     def draw(
         self,
