@@ -52,7 +52,8 @@ from sarfm.patches.contract import InputContract
 from sarfm.patches.loading import CropDataset, PatchDataModule
 from sarfm.patches.prepare import open_store, write_store
 from sarfm.runs.folders import read_run
-from sarfm.runs.notebooks import check_parameters, run_notebook
+from sarfm.runs.notebooks import run_notebook
+from sarfm.runs.parameters import check_parameters
 from sarfm.runs.sweeps import read_sweep
 from sarfm.scenes.open import make_scene, open_scene, save_scene
 from sarfm.train.checkpoints import TRAILER, load_checkpoint, save_checkpoint

@@ -81,6 +81,13 @@ class EncoderSize:
     settings: Mapping[str, object]  # arguments of the encoder, such as width, depth and heads
     learning_rate: float  # at the top of the schedule, for pretraining with `batch_size`
     batch_size: int  # crops in a step
+    decoder: tuple[int, int, int] = (512, 8, 16)  # width, depth and heads of a decoder that suits it
+
+    def sensible(self) -> dict[str, object]:  # parameters of a run by dotted name
+        """Give what is sensible in pretraining for this size, where nothing else is said."""
+        learn = {"learn.rate": self.learning_rate, "learn.batch_size": self.batch_size}
+        decoder = dict(zip(("decoder_width", "decoder_depth", "decoder_heads"), self.decoder, strict=True))
+        return learn | {f"settings.{name}": value for name, value in decoder.items()}
 
 
 def encoder_size(

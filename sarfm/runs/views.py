@@ -73,12 +73,10 @@ class LivePreview:
         scene: "xr.Dataset",  # not trained on
         contract: InputContract,  # what the model takes
         tile_px: int,  # side of a tile, px: the training crop
-        ratio: float = 0.75,  # fraction of patches hidden, in (0, 1)
-        masking: str = "random",  # one of random | block
         channel: str | None = None,  # shown; the first when None
     ):
         self.run, self.scene, self.contract, self.tile_px = run, scene, contract, tile_px
-        self.ratio, self.masking, self.channel, self._shown = ratio, masking, channel, None
+        self.channel, self._shown = channel, None
 
     def __call__(
         self,
@@ -90,9 +88,7 @@ class LivePreview:
         from sarfm.evaluation.pictures import reconstruct_scene
         from sarfm.viz.figures import show_reconstruction
 
-        made = reconstruct_scene(
-            training.trained(), self.contract, self.scene, self.ratio, 0, self.masking, self.tile_px
-        )
+        made = reconstruct_scene(training.trained(), self.contract, self.scene, tile=self.tile_px)
         figure = show_reconstruction(made, self.channel, self.scene)
         figure.suptitle(f"after {training.step} of {training.recipe.steps} steps", fontsize=10)
         picture = Image(filename=str(self.run.figure(figure, "preview")))
