@@ -52,7 +52,7 @@ PLAIN = {"int": int, "float": (int, float), "str": str, "bool": bool}
 
 def known_type(
     kind: str,  # an annotation, as in "tuple[int, ...]"
-) -> bool:
+) -> bool:  # True for int, list[str], tuple[float, float], dict[str, str], float | None …
     """Say whether an annotation is one of a parameter."""
     element = re.fullmatch(
         r"(?:list\[(\w+)\]|tuple\[(\w+)(?:, \2)*(?:, \.\.\.)?\]|dict\[str, (\w+)\]|(\w+))(?: \| None)?", kind
@@ -63,7 +63,7 @@ def known_type(
 def has_type(
     kind: str,  # an annotation that `known_type` knows
     value: Any,  # a JSON value
-) -> bool:
+) -> bool:  # whether it fits
     """Say whether a value has a declared type; an integer may stand for a float, a boolean never for a number."""
     if kind.endswith(" | None"):
         return value is None or has_type(kind.removesuffix(" | None"), value)
