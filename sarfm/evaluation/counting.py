@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ANGLES', 'SCORING', 'count_patches', 'PixelGroups', 'by_incidence_angle', 'pixel_groups', 'masked_in', 'count_piece',
-           'count_scene', 'truth_maps', 'Scoring', 'scene_columns', 'scenes_are_whole', 'count_held_out']
+           'count_scene', 'truth_maps', 'Scoring', 'scene_columns', 'scenes_are_whole', 'count_held_out', 'name_parts',
+           'with_twins']
 
 # %% ../../nbs/50_evaluation/05_counting.ipynb #05312b69
 from collections.abc import Iterable, Mapping, Sequence
@@ -195,7 +196,7 @@ def scenes_are_whole(
     """Tell whether no scene was divided among the parts."""
     return bool((parts.groupby(store.index["scene"].to_numpy()).nunique() == 1).all())
 
-# %% ../../nbs/50_evaluation/05_counting.ipynb #1e5abdc3
+# %% ../../nbs/50_evaluation/05_counting.ipynb #9e1b2d8e
 def count_held_out(
     model: Predictor,  # trained
     contract: InputContract,  # what it takes
@@ -224,6 +225,7 @@ def count_held_out(
         _count_patches(counted, model, contract, store, rows, not whole, twins, device, batch_size)
     table = counted.table()
     by_scene = table["scene"].str.partition("/")[0]
+    table = table.assign(group=table["group"].astype(int))
     return table.assign(factor=by_scene.map(columns["factor"]).to_numpy(), place=by_scene.map(columns["place"]).to_numpy())
 
 
@@ -268,3 +270,25 @@ def _count_patches(
         if labels:
             data = PatchDataModule(store, part, contract, targets=labels, batch_size=batch_size, steps_per_epoch=1)
             count_patches(counted, model, data.test_dataloader(), units, scenes, device, labels)
+
+# %% ../../nbs/50_evaluation/05_counting.ipynb #74fea604
+def name_parts(
+    table: pd.DataFrame,  # of tallies
+    groups: str = "",  # grouping of pixels with which they were counted
+) -> tuple[pd.DataFrame, list[str]]:  # with more columns, and the names of those that vary
+    """Tell the parts of the scenes apart."""
+    readers = [point.load() for point in registered("sarfm.scene_columns").values()]
+    rows = [{k: v for read in readers for k, v in read(scene).items()} for scene in table["scene"]]
+    found = pd.DataFrame(rows, index=table.index)
+    if groups:
+        found[groups] = table["group"]
+    wide = table.join(found)
+    return wide, [name for name in [*found.columns, "factor"] if name in wide and wide[name].nunique() > 1]
+
+
+def with_twins(
+    tasks: Mapping[str, Task],  # by target
+    twins: Mapping[str, str],  # task to another target that it is counted against too
+) -> dict[str, Task]:  # by target of the tallies
+    """List the tasks by which tallies are scored."""
+    return {**tasks, **{twin: tasks[name] for name, twin in twins.items() if name in tasks}}
