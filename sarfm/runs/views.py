@@ -8,8 +8,6 @@ __all__ = ['held_out_scenes', 'class_map', 'LivePreview']
 # %% ../../nbs/70_runs/05_views.ipynb #d9b909c7
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..patches.contract import InputContract
 from ..patches.prepare import PatchStore, restore
 from .folders import RunFolder
