@@ -227,7 +227,7 @@ def write_sources(folder, pixels=512):
     foreign(bands, folder / "plain.nc")
     foreign(bands, folder / "foreign.zarr", zarr=True)
     Image.fromarray(picture).save(folder / "picture.jpg")
-    number = dict(polarisations=["vv"], units="1", quantity="digital_number", nodata="none")
+    number = dict(channels=["vv"], units="1", quantity="digital_number", nodata="none")
     said = dict(quantity="sigma0", nodata="none")
 
     def pixels_of(scene):

@@ -217,7 +217,7 @@ def test_land_stays_within_a_tolerance_of_real_patches(shared):
     folder = shared / "multilabel/bigearthnet_s1"
     listed = json.loads((folder / "labels.json").read_text())
     listed = [e["file"] for e in listed if e["file"].startswith("S1") and "Marine waters" not in e["labels"]]
-    told = dict(polarisations=("vv", "vh"), units="dB", quantity="sigma0", nodata="none", bands="polarisation")
+    told = dict(channels=("vv", "vh"), units="dB", quantity="sigma0", nodata="none", bands="channel")
     real = [open_scene(folder / name, **told) for name in listed[::3]]
     real, simulated = [land_statistics(s.vv.values, s.vh.values) for s in real], simulated_land()
     for name, tolerance in {"vv": 2.0, "vh": 2.0, "offset": 1.5, "looks": 1.5}.items():

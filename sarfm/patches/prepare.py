@@ -401,9 +401,11 @@ def prepare_store(
     jobs: int = 1,  # processes that cut
 ) -> PatchStore:
     """Cut a catalogued data set, or open the store when that was done before."""
-    from sarfm.datasets.catalog import entry_files, open_dataset
+    from sarfm.datasets.catalog import entry_files, make_files, open_dataset
 
     entry, where = load_entry(dataset), entry_folder(dataset, folder)
+    if entry.simulate:
+        make_files(entry, where, progress)
     described, listed = entry.model_dump(mode="json"), [file.path for file in entry.files]
     cut = dict(size=size, stride=stride, channels=channels or None, dates=dates, targets=targets)
     if not entry.read or entry.read.reader != "files":
