@@ -6,7 +6,7 @@
 __all__ = ['ENCODERS', 'HEAD', 'choose_tasks', 'Head', 'Bodies', 'left_over', 'labelled_percent', 'Cell', 'Trials', 'search',
            'grid']
 
-# %% ../../nbs/50_evaluation/10_contestants.ipynb #2e259ee7
+# %% ../../nbs/50_evaluation/10_contestants.ipynb #e9223456
 import copy
 import dataclasses
 import itertools
@@ -26,7 +26,7 @@ from .scoring import find_score
 from .tallies import load_tallies, save_tallies
 from ..io.files import atomic_path
 from ..models.kinds import NETWORKS, build, build_encoder, describe
-from ..models.networks import build_network
+from ..models.networks import BASELINES, build_network
 from ..models.weights import load_encoder, save_model
 from ..patches.contract import InputContract
 from ..patches.loading import CROPS, Crops, PatchDataModule
@@ -102,7 +102,7 @@ class Head:
 
 HEAD = Head()  # UPerNet of 64 channels
 
-# %% ../../nbs/50_evaluation/10_contestants.ipynb #e80b51bf
+# %% ../../nbs/50_evaluation/10_contestants.ipynb #1ec159cd
 class Bodies:
     """Make the contestants, always from the same pretrained weights."""
 
@@ -123,9 +123,7 @@ class Bodies:
         names: Sequence[str],  # of contestants
     ) -> None:
         """Refuse contestants that can't enter."""
-        from sarfm.models.networks import BASELINES
-
-        known = [*ENCODERS, *BASELINES]
+        known = [*ENCODERS, *BASELINES, *(name for name in NETWORKS if name != "network")]
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"a contestant is one of {', '.join(known)}; got {', '.join(unknown)}. Choose among these")
         if self.pretrained is None and (needy := [name for name in names if name in ("pretrained", "frozen")]):
@@ -136,8 +134,10 @@ class Bodies:
         name: str,  # of the contestant
     ) -> nn.Module:  # an encoder, or a network; fresh weights from torch's generator
         """Make the body of a contestant."""
-        if name not in ENCODERS:
+        if name in BASELINES:
             return build_network(name, self.channels, self.network_encoder)
+        if name not in ENCODERS:
+            return NETWORKS[name](self.channels)  # of another package
         if name in ("pretrained", "frozen"):
             return copy.deepcopy(self.pretrained)
         if self.pretrained is not None:

@@ -7,7 +7,7 @@ __all__ = ['ANGLES', 'SCORING', 'count_patches', 'PixelGroups', 'by_incidence_an
            'count_scene', 'truth_maps', 'Scoring', 'scene_columns', 'scenes_are_whole', 'count_held_out', 'name_parts',
            'with_twins']
 
-# %% ../../nbs/50_evaluation/05_counting.ipynb #05312b69
+# %% ../../nbs/50_evaluation/05_counting.ipynb #72bfdad5
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from torch import nn
 
 from .tiles import USUAL, Tiling, predict_layers
 from .tallies import Tallies, count_batch
@@ -29,7 +28,7 @@ from ..scenes.tie_points import incidence_angle
 from ..tasks.predictor import Predictor
 from ..tasks.tasks import Task
 
-# %% ../../nbs/50_evaluation/05_counting.ipynb #f490176b
+# %% ../../nbs/50_evaluation/05_counting.ipynb #455862d5
 def count_patches(
     counted: Tallies,  # to which it is added
     model: Predictor,  # is moved to the device
@@ -40,13 +39,14 @@ def count_patches(
     names: Mapping[str, str] | None = None,  # task to the target it is counted for; all tasks when None
 ) -> None:
     """Predict every patch once and count it."""
-    model, batches = model.to(device).eval(), 0
-    for batches, batch in enumerate(loader, start=1):
+    model, empty = model.to(device).eval(), True
+    for batch in loader:
+        empty = False
         moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         numbers = [int(k) for k in batch["patch"]]
         where = None if places is None else [places[k] for k in numbers]
         count_batch(counted, model, moved, [scenes[k] for k in numbers], where, names)
-    if not batches:
+    if empty:
         raise ValueError("there is nothing to evaluate: the loader gave no batch. Does the split hold any patch?")
 
 # %% ../../nbs/50_evaluation/05_counting.ipynb #eb4e7d38

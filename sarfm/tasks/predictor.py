@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAIRS', 'fuse', 'Predictor', 'body_stride', 'body_maps', 'build_predictor', 'tally_batch']
 
-# %% ../../nbs/35_tasks/02_predictor.ipynb #b622ab0d
+# %% ../../nbs/35_tasks/02_predictor.ipynb #36b31e27
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models.heads import FullyConvolutional, build_head, require_tiles
-from ..models.kinds import build
+from ..models.kinds import build, describe
 from ..models.neck import Neck
-from ..models.networks import build_network
 from ..models.tokens import blank_invalid, pad_to_multiple
 from .tasks import Task, build_task
 
@@ -34,7 +33,7 @@ def fuse(
         return [late - early for early, late in zip(before, after, strict=True)]
     return [torch.cat(both, 1) for both in zip(before, after, strict=True)]
 
-# %% ../../nbs/35_tasks/02_predictor.ipynb #d9ab4d34
+# %% ../../nbs/35_tasks/02_predictor.ipynb #fdf29bde
 class Predictor(nn.Module):
     """Predict one target or several from an image or a pair."""
 
@@ -222,7 +221,7 @@ class Predictor(nn.Module):
         )
         options = {name: getattr(self, name) for name in names}
         channels = self.body.channels * (2 if self.pair else 1)
-        body = {"encoder" if self.encodes else "network": self.body.config()}
+        body = {"encoder" if self.encodes else "network": self.body.config() if self.encodes else describe(self.body)}
         tasks = {name: task.config() for name, task in self.tasks.items()}
         return {"kind": "predictor", "channels": channels, **body, "tasks": tasks, **options}
 
@@ -281,16 +280,14 @@ def _check(model: Predictor, body: nn.Module) -> None:
             " Give an encoder as body, or leave frozen False"
         )
 
-# %% ../../nbs/35_tasks/02_predictor.ipynb #07c60d48
+# %% ../../nbs/35_tasks/02_predictor.ipynb #95e248fb
 def build_predictor(
     config: Mapping[str, Any],  # what a predictor's config() returned, kind and channels left out or not
 ) -> Predictor:
     """Build a predictor from its configuration."""
     options = {name: value for name, value in config.items() if name not in ("kind", "channels")}
     tasks = {name: build_task(task) for name, task in options.pop("tasks").items()}
-    if "network" in options:
-        return Predictor(build_network(**options.pop("network")), tasks, **options)
-    return Predictor(build(options.pop("encoder")), tasks, **options)
+    return Predictor(build(options.pop("network" if "network" in options else "encoder")), tasks, **options)
 
 # %% ../../nbs/35_tasks/02_predictor.ipynb #3695dd70
 @torch.no_grad()
