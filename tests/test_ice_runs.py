@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import yaml
 from patience import PATIENCE_S, until
-
 from sarfm.ice.tables import difference_table, read_trials
+
 from sarfm.runs.folders import read_run
 from sarfm.runs.parameters import check_parameters, notebook_path, preset_names, read_preset
 

@@ -33,7 +33,7 @@ def fuse(
         return [late - early for early, late in zip(before, after, strict=True)]
     return [torch.cat(both, 1) for both in zip(before, after, strict=True)]
 
-# %% ../../nbs/35_tasks/02_predictor.ipynb #fdf29bde
+# %% ../../nbs/35_tasks/02_predictor.ipynb #b9fc891b
 class Predictor(nn.Module):
     """Predict one target or several from an image or a pair."""
 
@@ -221,7 +221,7 @@ class Predictor(nn.Module):
         )
         options = {name: getattr(self, name) for name in names}
         channels = self.body.channels * (2 if self.pair else 1)
-        body = {"encoder" if self.encodes else "network": self.body.config() if self.encodes else describe(self.body)}
+        body = {"encoder" if self.encodes else "network": describe(self.body)}
         tasks = {name: task.config() for name, task in self.tasks.items()}
         return {"kind": "predictor", "channels": channels, **body, "tasks": tasks, **options}
 
