@@ -328,7 +328,7 @@ def make_split(
         )
     return split
 
-# %% ../../nbs/20_patches/06_splits.ipynb #fdf69110
+# %% ../../nbs/20_patches/06_splits.ipynb #d73e4e87
 @dataclass(frozen=True)
 class Split:
     """State who learns from what."""
@@ -353,8 +353,7 @@ class Split:
         store: PatchStore,  # where the patches are
     ) -> pd.Series:  # "train", "val", "test" or "" per patch; "" too for scales that are left out
         """Divide the patches of a store."""
-        default = {name: value for name, value in store.default_split.items() if value and name != "description"}
-        stated = {"by": "region", **default} if self.by == "entry" else {"by": self.by}
+        stated = {"by": "region", **store.default_split} if self.by == "entry" else {"by": self.by}
         fractions = dict(zip(NAMES, stated.pop("fractions", self.fractions), strict=True))
         lists = protocol_lists(store.index, label_counts(store)) if stated["by"] == "list" else None
         options = {"axis": self.axis, "seed": self.seed, "lists": lists, "train_list": self.train_list} | stated
