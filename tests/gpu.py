@@ -165,9 +165,14 @@ def speed(device: torch.device, size: str, batch_size: int, kind: str, dry: bool
 
 def pretraining(device: torch.device, dry: bool) -> dict:
     """The run notebook by papermill, in a kernel of its own, and what its record says."""
-    asked = {"steps": 4 if dry else 600, "batch_size": 4 if dry else 64, "checkpoint_every": 2 if dry else 200}
-    asked |= {"device": str(device), "precision": "bf16-mixed" if device.type == "cuda" else "32-true"}
-    asked |= {"stride_px": 48 if dry else 8, "encoder": "vit-nano" if dry else "vit-small", "workers": 0 if dry else 4}
+    asked = {
+        "learn.steps": 4 if dry else 600,
+        "learn.batch_size": 4 if dry else 64,
+        "checkpoint_every": 2 if dry else 200,
+    }
+    asked |= {"device": str(device), "learn.precision": "bf16-mixed" if device.type == "cuda" else "32-true"}
+    asked |= {"data.stride_px": 48 if dry else 8, "encoder": "vit-nano" if dry else "vit-small"}
+    asked["crops.workers"] = 0 if dry else 4
     return launched("pretrain", asked, device, ("loss_first", "loss_last", "rmse"))
 
 
