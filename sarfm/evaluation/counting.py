@@ -196,7 +196,7 @@ def scenes_are_whole(
     """Tell whether no scene was divided among the parts."""
     return bool((parts.groupby(store.index["scene"].to_numpy()).nunique() == 1).all())
 
-# %% ../../nbs/50_evaluation/05_counting.ipynb #9e1b2d8e
+# %% ../../nbs/50_evaluation/05_counting.ipynb #3b63160f
 def count_held_out(
     model: Predictor,  # trained
     contract: InputContract,  # what it takes
@@ -241,7 +241,7 @@ def _count_scenes(
 ) -> None:
     """Put the scenes of a part together again and count their maps."""
     tasks = {name: name for name, task in model.tasks.items() if task.target.of == "pixel"}
-    tasks |= {twin: name for name, twin in twins.items() if twin in store.targets}
+    tasks |= {twin: name for name, twin in twins.items() if twin in store.targets and name in model.tasks}
     for name in store.index["scene"].iloc[rows].drop_duplicates():
         scene = restore(store, name)
         groups = pixel_groups(scene, scoring.groups)
