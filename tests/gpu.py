@@ -195,14 +195,14 @@ def launched(notebook: str, asked: dict, device: torch.device, numbers: tuple[st
 
 def prediction(device: torch.device, dry: bool) -> dict:
     """A scene's classes, here and on the CPU: speed, memory, and the share of pixels that agree."""
+    from predictors import one_target
     from test_predict import contract, scene
 
     from sarfm.evaluation.predict import predict_scene
     from sarfm.evaluation.tiles import Tiling
-    from sarfm.models.heads import Segmenter
 
     torch.manual_seed(0)
-    model = Segmenter(build_encoder("vit-nano" if dry else "vit-small", 2, 8), 3).eval()
+    model = one_target(build_encoder("vit-nano" if dry else "vit-small", 2, 8), 3).eval()
     result: dict = {}
     side = 96 if dry else 4000
     with watched(device, result):
