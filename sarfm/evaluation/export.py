@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from pyproj import CRS, Transformer
+from pyproj import CRS
 
 from ..io.files import atomic_path, atomic_write
 from ..scenes.open import label_names, spacing_m
