@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from .tiles import USUAL, Tiling, predict_layers
 from .tallies import Tallies, count_batch
+from .tiles import USUAL, Tiling, predict_layers
 from ..models.kinds import registered
 from ..patches.contract import InputContract
 from ..patches.loading import PatchDataModule
@@ -178,7 +178,7 @@ class Scoring:
 
 SCORING = Scoring()  # of the test part, by what was held out
 
-# %% ../../nbs/50_evaluation/05_counting.ipynb #50261915
+# %% ../../nbs/50_evaluation/05_counting.ipynb #efd5d8be
 def scene_columns(
     store: PatchStore,  # where the patches are
 ) -> pd.DataFrame:  # by scene: place, factor
@@ -192,7 +192,7 @@ def scene_columns(
 def scenes_are_whole(
     store: PatchStore,  # where the patches are
     parts: pd.Series,  # "train", "val", "test" or "" per patch
-) -> bool:
+) -> bool:  # True where every scene has one part
     """Tell whether no scene was divided among the parts."""
     return bool((parts.groupby(store.index["scene"].to_numpy()).nunique() == 1).all())
 
@@ -226,7 +226,9 @@ def count_held_out(
     table = counted.table()
     by_scene = table["scene"].str.partition("/")[0]
     table = table.assign(group=table["group"].astype(int))
-    return table.assign(factor=by_scene.map(columns["factor"]).to_numpy(), place=by_scene.map(columns["place"]).to_numpy())
+    return table.assign(
+        factor=by_scene.map(columns["factor"]).to_numpy(), place=by_scene.map(columns["place"]).to_numpy()
+    )
 
 
 def _count_scenes(
