@@ -45,7 +45,9 @@ def command_line() -> argparse.ArgumentParser:  # every command with its options
     )
     score.add_argument("run", metavar="RUN", help="the folder of a fine-tuning run")
     score.add_argument(
-        "--images", metavar="DIR", help="images and labels, laid out like the run's data set (default: its held-out part)"
+        "--images",
+        metavar="DIR",
+        help="images and labels, laid out like the run's data set (default: its held-out part)",
     )
     score.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
     score.add_argument("--out", metavar="DIR", help="folder of the results (default: evaluate-NAME below RUN)")

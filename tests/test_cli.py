@@ -47,7 +47,7 @@ def test_help(words):
         (["run", "pretrain", "-p", "learn.steps"], "NAME=VALUE"),
         (["run", "pretrain", "-p", "learn.steps=1", "-p", "learn.steps=2"], "given twice"),
         (["run", "pretrain", "-p", "out=a", "--out", "b"], "given twice"),
-        (["run", "pretrained"], "compare', 'evaluate', 'finetune'"),
+        (["run", "pretrained"], "evaluate', 'finetune', 'predict'"),
         (["run", "missing.ipynb"], "no notebook missing.ipynb"),
         (["run", "pretrain", "--kernel", "nowhere"], "no Jupyter kernel"),
         (["evaluate", "nowhere", "--images", "."], "no nowhere/model.json"),

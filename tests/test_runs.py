@@ -282,8 +282,10 @@ def test_run_notebooks_keep_their_form(name):
 
 
 def test_run_notebooks_agree_about_what_they_share():
-    declared = [declared_parameters(name) for name in ("pretrain", "finetune", "compare")]
-    for name in set.intersection(*map(set, declared)) - {"out", "stride_px", "steps", "batch_size", "seed", "patch_px"}:
+    declared = [declared_parameters(name) for name in ("pretrain", "finetune")]
+    apart = {"out", "data.stride_px", "split.by", "split.train_list", "learn.steps", "learn.batch_size"}
+    apart |= {"learn.betas", "learn.layer_decay", "checkpoint_every"}
+    for name in set.intersection(*map(set, declared)) - apart:
         assert len({json.dumps(d[name].default) for d in declared}) == 1, name
 
 
@@ -368,10 +370,19 @@ def test_the_chain_from_pretraining_to_comparison(tmp_path, monkeypatch):
     )
     history = pd.read_parquet(tmp_path / "p" / "history.parquet")
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
-    run_notebook("finetune", {"pretrained": str(tmp_path / "p"), "steps": 3}, tmp_path / "f", progress=False)
-    assert 0 <= read_run(tmp_path / "f")["metrics"]["mean_iou"]["value"] <= 1
-    given = {"pretrained": str(tmp_path / "p"), "steps": 2, "seeds": [0], "fractions": [1.0]}
-    run_notebook("compare", given, tmp_path / "c", progress=False)
-    assert set(read_run(tmp_path / "c")["metrics"]) == {"pretrained@1", "scratch@1", "unet@1"}
-    page = (tmp_path / "c" / "figures" / "map.html").read_text()
+    run_notebook("finetune", {"pretrained": str(tmp_path / "p"), "learn.steps": 3}, tmp_path / "f", progress=False)
+    assert 0 <= read_run(tmp_path / "f")["metrics"]["cover.mean_iou"]["value"] <= 1
+    given = {"pretrained": str(tmp_path / "p"), "learn.steps": 2, "contestants": ["pretrained", "scratch", "unet"]}
+    run_notebook("finetune", given, tmp_path / "c", progress=False)
+    named = {"pretrained@1", "scratch@1", "unet@1", "labelled_patches", "train_list"}
+    assert set(read_run(tmp_path / "c")["metrics"]) == named
+    assert not list(tmp_path.rglob("cells/*/checkpoints")) and (tmp_path / "c/models/unet/model.safetensors").is_file()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("cells/*/tallies.parquet")}
+    (tmp_path / "c/finetune.ipynb").unlink()  # as if it had been stopped after its trainings
+    run_notebook("finetune", given, tmp_path / "c", progress=False)
+    assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) == 3
+    run_notebook("report", {"runs": str(tmp_path / "c"), "draws": 50}, tmp_path / "r", progress=False)
+    differences = pd.read_parquet(tmp_path / "r/differences.parquet")
+    assert set(differences["over"]) == {"scratch", "unet"} and (differences["low"] <= differences["high"]).all()
+    page = (tmp_path / "p" / "figures" / "map.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html") and "https://unpkg" not in page

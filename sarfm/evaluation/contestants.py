@@ -62,7 +62,9 @@ def choose_tasks(
         options = {"avg_non_ignore": avg_non_ignore} if "avg_non_ignore" in fields else {}
         if name in given["losses"]:
             if not (by := {"loss_of", "error"} & fields):
-                raise ValueError(f"losses names {name!r}, whose task {type(task).__name__} has one loss only. Leave it out")
+                raise ValueError(
+                    f"losses names {name!r}, whose task {type(task).__name__} has one loss only. Leave it out"
+                )
             options[by.pop()] = given["losses"][name]
         tasks[name] = dataclasses.replace(task, **options)
     return tasks
@@ -127,7 +129,9 @@ class Bodies:
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"a contestant is one of {', '.join(known)}; got {', '.join(unknown)}. Choose among these")
         if self.pretrained is None and (needy := [name for name in names if name in ("pretrained", "frozen")]):
-            raise ValueError(f"{', '.join(needy)} needs a pretraining run; name its folder (pretrained), or enter scratch")
+            raise ValueError(
+                f"{', '.join(needy)} needs a pretraining run; name its folder (pretrained), or enter scratch"
+            )
 
     def body(
         self,
@@ -176,8 +180,8 @@ class Cell:
         stage: str,  # one of rates | cells
     ) -> str:  # below that of the run
         """Name the folder of the training."""
-        told = f"{self.rate:g}" if stage == "rates" else f"{self.fraction:g}-{self.seed}"
-        return f"{stage}/{self.contestant}-{told}"
+        named = f"{self.rate:g}" if stage == "rates" else f"{self.fraction:g}-{self.seed}"
+        return f"{stage}/{self.contestant}-{named}"
 
 # %% ../../nbs/50_evaluation/10_contestants.ipynb #17468842
 class Trials:
@@ -197,7 +201,8 @@ class Trials:
         scoring: Scoring = SCORING,  # what is scored, and how
         labels: Mapping[str, str] | None = None,  # task to the target whose labels it learns; its own when missing
         twins: Mapping[str, str] | None = None,  # task to another target that it is counted against too
-        scored: pd.Series | None = None,  # parts for scoring, where other scales are scored than learnt; `parts` when None
+        scored: pd.Series
+        | None = None,  # parts for scoring, where other scales are scored than learnt; `parts` when None
         checkpoint_every: int = 500,  # steps between checkpoints, >= 1
         device: str = "auto",  # auto, cpu, cuda, cuda:1, mps
     ) -> None:

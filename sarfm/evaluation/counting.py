@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from .tiles import USUAL, Tiling, predict_layers
 from .tallies import Tallies, count_batch
+from .tiles import USUAL, Tiling, predict_layers
 from ..models.kinds import registered
 from ..patches.contract import InputContract
 from ..patches.loading import PatchDataModule
@@ -189,7 +189,7 @@ def scene_columns(
 def scenes_are_whole(
     store: PatchStore,  # where the patches are
     parts: pd.Series,  # "train", "val", "test" or "" per patch
-) -> bool:
+) -> bool:  # True where every scene has one part
     """Tell whether no scene was divided among the parts."""
     return bool((parts.groupby(store.index["scene"].to_numpy()).nunique() == 1).all())
 
@@ -223,7 +223,9 @@ def count_held_out(
     table = counted.table()
     by_scene = table["scene"].str.partition("/")[0]
     table = table.assign(group=table["group"].astype(int))
-    return table.assign(factor=by_scene.map(columns["factor"]).to_numpy(), place=by_scene.map(columns["place"]).to_numpy())
+    return table.assign(
+        factor=by_scene.map(columns["factor"]).to_numpy(), place=by_scene.map(columns["place"]).to_numpy()
+    )
 
 
 def _count_scenes(

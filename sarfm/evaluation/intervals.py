@@ -228,7 +228,9 @@ def score_table(
     """Compute every score with its interval, the mean over seeds."""
     known = {target: task for target, task in tasks.items() if target in set(table["target"])}
     if not known:
-        raise ValueError(f"the table counts {sorted(table['target'].unique())}, the tasks are {list(tasks)}. Which run's is it?")
+        raise ValueError(
+            f"the table counts {sorted(table['target'].unique())}, the tasks are {list(tasks)}. Which run's is it?"
+        )
     chosen, rows = table[table["target"].isin(list(known))], []
     counted = _draw(chosen, by, draws, seed)
     n = chosen.groupby("target")["n"].sum() / len(counted.seeds)

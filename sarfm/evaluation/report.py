@@ -99,7 +99,17 @@ def load_published(
     return pd.DataFrame(said["rows"], columns=said["columns"]).assign(source=said["source"], copied=True)
 
 # %% ../../nbs/50_evaluation/07_report.ipynb #72106c64
-ASIDE = ("out", "pretrained", "contestants", "fractions", "seeds", "device", "checkpoint_every", "encoder", "patch_size")
+ASIDE = (
+    "out",
+    "pretrained",
+    "contestants",
+    "fractions",
+    "seeds",
+    "device",
+    "checkpoint_every",
+    "encoder",
+    "patch_size",
+)
 
 
 def pretraining_of(

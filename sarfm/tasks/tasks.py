@@ -392,4 +392,6 @@ def task_for(
     try:
         return build_task({"kind": kind or target.kind, "target": dataclasses.asdict(target), **options})
     except TypeError as error:
-        raise ValueError(f"{target.name!r}: {error}. `task_kinds` tells the kinds; their fields are the options") from error
+        raise ValueError(
+            f"{target.name!r}: {error}. `task_kinds` tells the kinds; their fields are the options"
+        ) from error
