@@ -993,8 +993,8 @@ def test_row_14_ctrl_c(tmp_path, row):
 def train_nano(store, out, seed=0, workers=0, steps=6):
     """Train the nano model for some steps; give the losses and the weights as text."""
     data = PatchDataModule(
-        store, pd.Series(["train"] * len(store)), nano_contract(), crops=Crops(32), batch_size=2, steps_per_epoch=3, seed=seed,
-        workers=workers,
+        store, pd.Series(["train"] * len(store)), nano_contract(), crops=Crops(32, workers=workers), batch_size=2, steps_per_epoch=3,
+        seed=seed,
     )  # fmt: skip
     task = Training(nano_model(), Recipe(steps=steps, batch_size=2, warmup=1 / steps, seed=seed))
     history = fit(task, data, out=out, steps_per_epoch=3, device="cpu", progress=False)
@@ -1028,8 +1028,8 @@ def test_row_16_workers_draw_no_crop_twice(tmp_path, row):
     scene = make_scene({"vv": field - 10}, units="dB", quantity="gamma0")
     store = write_store({"a": scene}, tmp_path / "s.zarr", size=size, progress=False)
     data = PatchDataModule(
-        store, pd.Series(["train"] * len(store)), nano_contract(["vv"]), crops=Crops(crop), batch_size=50,
-        steps_per_epoch=count // 50, workers=4, seed=2,
+        store, pd.Series(["train"] * len(store)), nano_contract(["vv"]), crops=Crops(crop, workers=4), batch_size=50,
+        steps_per_epoch=count // 50, seed=2,
     )  # fmt: skip
     seen = [
         hashlib.sha256(image.numpy().tobytes()).digest()
