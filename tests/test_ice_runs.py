@@ -106,11 +106,9 @@ def test_a_sea_ice_sweep_is_killed_continues_and_reports(tmp_path, system):
 
 
 def test_pretraining_and_fine_tuning_share_no_scene(tmp_path):
-    from sarfm.patches.splits import protocol_lists
+    from sarfm.ice.lists import protocol_lists
 
-    index = pd.DataFrame(
-        {"scene": [f"s{k:03d}_{('cis', 'dmi')[k % 2]}@5x" for k in range(60)], "part": ["train"] * 50 + ["test"] * 10}
-    )
+    index = pd.DataFrame({"place": [f"s{k:03d}" for k in range(60)], "part": ["train"] * 50 + ["test"] * 10})
     lists = protocol_lists(index)
     for percent in (20, 40, 50, 60):
         assert not set(lists[f"pretrain_{100 - percent}"]) & set(lists[f"finetune_{percent}"])

@@ -23,7 +23,7 @@ import pandas as pd
 import xarray as xr
 
 from ..datasets.entries import data_folder, entry_folder, load_entry
-from ..io.files import atomic_path, atomic_write, lock, read_json, sha256, wait_to_make, write_json
+from ..io.files import append_line, atomic_path, atomic_write, lock, read_json, sha256, wait_to_make, write_json
 from ..io.processes import carried_here, in_order, processes
 from .cut import View, cut_band, patch_grid, stored_values, views_of, window_starts
 from .descriptions import describe
@@ -208,8 +208,7 @@ class Journal:
         if number < self.known and self.lines[number] == line:
             return True
         if number == len(self.lines):
-            with self.file.open("a") as out:
-                out.write(json.dumps(line) + "\n")
+            append_line(self.file, json.dumps(line))
         else:
             self._write([*self.lines[:number], line])
             self.lines, self.known = self.lines[:number], 0
@@ -314,7 +313,7 @@ def _visit_there(
     """Visit a scene in another process."""
     visit, counts = Visit(name, (carried_here() if scenes is None else scenes)[name], cut), []
     if visit.fingerprint.hex() != kept:
-        with file.open("wb") as spool:
+        with atomic_write(file) as spool:
             for count, block in visit.blocks(_attributes(visit.kind, cut, shard_mb)["slots"]):
                 arrays = block()
                 np.lib.format.write_array(spool, np.array(list(arrays)))
