@@ -1,22 +1,27 @@
 """A task: classes in an order, learnt as thresholds (Frank and Hall 2001) and scored by how far off they are."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sarfm.tasks.tasks import Task
+
 UNKNOWN = 255
 
 
-class Ordered:
+@dataclass(frozen=True)
+class Ordered(Task):
     """Ordered classes: K-1 questions "more than k?", the mean distance between decided and true class as score."""
 
-    def __init__(
-        self,
-        target: object,  # of kind "classes"
-        weight: float = 1.0,  # of its loss among others
-    ) -> None:
-        self.target, self.weight = target, weight
-        self.channels = target.size - 1
+    kind = "classes"
+    headline = "distance"
+
+    @property
+    def channels(self) -> int:  # K-1
+        """Count the thresholds."""
+        return self.target.size - 1
 
     def loss(
         self,
@@ -25,7 +30,8 @@ class Ordered:
         valid: Tensor | None = None,  # (B, H, W)
     ) -> Tensor:
         """Ask each threshold."""
-        known = truth != UNKNOWN if valid is None else (truth != UNKNOWN) & valid
+        truth = self.known(truth, valid)
+        known = truth != UNKNOWN
         more = torch.stack([truth > k for k in range(self.channels)], 1).to(output.dtype)
         each = nn.functional.binary_cross_entropy_with_logits(output, more, reduction="none").mean(1)
         return (each * known).sum() / known.sum().clamp_min(1)
