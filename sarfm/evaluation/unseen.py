@@ -398,11 +398,18 @@ def image_scores(
         row, first = {"scene": name, "pixels": int(parts["n"].max())}, None
         for target, sums in zip(parts["target"], parts["sums"], strict=True):
             own = {s: v for (t, s), v in named_scores({target: tasks[target]}, {target: np.asarray(sums)}).items() if t}
-            number = tasks[target].target.kind == "number"
-            first = (own["rmse"] if number else 1 - own["accuracy"]) if first is None else first
+            first = _wrong(tasks[target], own) if first is None else first
             row |= {"wrong": first} | _of_image(tasks[target], own, target if len(tasks) > 1 else "")
         rows.append(row)
     return pd.DataFrame(rows).sort_values("wrong", ascending=False, kind="stable", ignore_index=True)
+
+
+def _wrong(task: Task, own: Mapping[str, np.ndarray]) -> float:
+    """Tell by how much an image is wrong: the error of a number, the fraction called wrongly, or the task's own score."""
+    for name in ("accuracy", "f1_micro"):
+        if name in own:
+            return float(1 - own[name])
+    return float(own["rmse"] if "rmse" in own else own[task.headline])
 
 
 def _of_image(task: Task, own: Mapping[str, np.ndarray], target: str) -> dict[str, float]:
