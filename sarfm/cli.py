@@ -16,14 +16,8 @@ from typing import Any
 from . import __version__
 from .io.files import read_json
 from .runs.folders import check_same_run, code_commit, read_run
-from sarfm.runs.notebooks import (
-    RunFailed,
-    check_parameters,
-    declared_parameters,
-    parse_value,
-    read_preset,
-    run_notebook,
-)
+from .runs.notebooks import RunFailed, run_notebook
+from .runs.parameters import check_parameters, describe_parameters, parse_texts, read_preset
 from .runs.sweeps import run_sweep
 
 # %% ../nbs/79_cli.ipynb #4153dd90
@@ -141,32 +135,26 @@ def _predict_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="do not forward the notebook's output")
 
 # %% ../nbs/79_cli.ipynb #50585ce7
-def _given(notebook: str, pairs: list[str]) -> dict[str, Any]:
-    """Turn NAME=VALUE pairs into parameters."""
-    declared, given = declared_parameters(notebook), {}
+def _given(notebook: str, pairs: list[str], chosen: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Turn NAME=VALUE pairs into parameters, above those that are chosen already."""
+    texts = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise ValueError(f"expected -p NAME=VALUE; got -p {pair}")
-        if name in given:
-            raise ValueError(f"parameter {name} is given twice: {given[name]!r} and {text!r}")
-        given[name] = parse_value(declared[name], text) if name in declared else text
-    return given
-
-
-def _describe(notebook: str) -> None:
-    """Print the parameters of a run notebook."""
-    for p in declared_parameters(notebook).values():
-        print(f"{p.name}: {p.type} = {p.default!r}\n    {p.comment}")
+        if name in texts:
+            raise ValueError(f"parameter {name} is given twice: {texts[name]!r} and {text!r}")
+        texts[name] = text
+    return (chosen or {}) | parse_texts(notebook, texts, chosen)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Execute a run notebook."""
+    """Execute a run notebook, or describe it."""
+    preset = read_preset(arguments.preset, arguments.notebook) if arguments.preset else {}
+    given = _given(arguments.notebook, arguments.parameter, preset)
     if arguments.describe:
-        _describe(arguments.notebook)
+        print(describe_parameters(arguments.notebook, given))
         return 0
-    given = _given(arguments.notebook, arguments.parameter)
-    given = (read_preset(arguments.preset, arguments.notebook) if arguments.preset else {}) | given
     if arguments.out is not None and "out" in given:
         raise ValueError(f"the run folder is given twice: --out {arguments.out} and -p out={given['out']}")
     done = run_notebook(arguments.notebook, given, arguments.out, arguments.kernel, not arguments.quiet)

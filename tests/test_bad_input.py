@@ -88,7 +88,7 @@ def test_polarisation_that_is_not_there(tmp_path):
     noise = np.random.default_rng(0).normal(-12, 2, (16, 16))
     path = geotiff(tmp_path / "dual.tif", [noise, noise - 7], ["VV", "VH"], units="dB sigma0")
     with pytest.raises(ValueError, match="hh") as error:
-        open_scene(path, polarisations=["hh"])
+        open_scene(path, channels=["hh"])
     assert "dual.tif" in str(error.value) and "vv" in str(error.value)
 
 

@@ -222,7 +222,7 @@ def test_every_entry_validates_against_the_exported_schema(name):
 def test_every_entry_that_comes_with_sarfm_states_its_terms(name):
     entry = load_entry(name)
     stated = ("description", "license", "providers", "citation", "attribution", "how_to_get", "sensor", "crs")
-    assert [field for field in (*stated, "splits") if not getattr(entry, field)] == []
+    assert [field for field in (*stated, "split") if not getattr(entry, field)] == [] and entry.split.description
 
 
 def test_exported_schema_is_up_to_date():
@@ -241,15 +241,15 @@ def entry():
     return {
         "id": "mine", "title": "Mine", "description": "d", "license": "CC0-1.0", "providers": [{"name": "me", "roles": ["producer"]}],
         "citation": "none", "attribution": "none", "access": "open", "how_to_get": "Ask me.", "readable": True, "sensor": "Sentinel-1",
-        "crs": "none", "spacing_m": 10.0, "bands": [{"name": "vv", "unit": "1", "quantity": "digital_number"}], "splits": "none",
-        "read": {"scenes": "{scene}.png", "polarisations": ["vv"], "units": "1", "quantity": "digital_number", "nodata": 0},
+        "crs": "none", "spacing_m": 10.0, "channels": {"vv": {"units": "1", "quantity": "digital_number", "nodata": 0}}, "split": {"by": "block"},
+        "read": {"scenes": "{scene}.png"},
     }  # fmt: skip
 
 
 def written(folder, entry, name="mine.yaml"):
     """Write an entry as a file."""
     folder.mkdir(exist_ok=True, parents=True)
-    (folder / name).write_text(yaml.safe_dump(entry))
+    (folder / name).write_text(yaml.safe_dump(entry, sort_keys=False))
     return folder / name
 
 
@@ -258,15 +258,15 @@ ESCAPES = ["../a.png", "/etc/passwd", "a/../../b.png", r"..\a", "C:/a.png", "//p
 
 @pytest.mark.row(11)
 @pytest.mark.parametrize("path", ESCAPES)
-@pytest.mark.parametrize("where", ["files", "scenes", "labels"])
+@pytest.mark.parametrize("where", ["files", "scenes", "targets"])
 def test_paths_that_leave_the_folder_are_refused(tmp_path, entry, path, where):
-    entry["labels"] = {"flood": {"description": "d", "classes": {0: {"name": "dry"}}}}
+    entry["targets"] = {"flood": {"description": "d", "classes": {0: {"name": "dry"}}}}
     if where == "files":
         entry["files"] = [{"path": path}]
     elif where == "scenes":
         entry["read"]["scenes"] = path + "{scene}"
     else:
-        entry["read"]["labels"] = {"flood": path}
+        entry["read"]["targets"] = {"flood": path}
     with pytest.raises(ValueError, match=r"mine\.yaml is no valid entry.*stays inside"):
         load_entry(written(tmp_path, entry))
 
@@ -278,14 +278,25 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path, entry, path, where):
         ({"access": "free"}, "access"),
         ({"id": "../x"}, "id"),
         ({"readable": False}, "read"),
-        ({"bands": [{"name": "vv", "unit": "decibel", "quantity": "sigma0"}]}, "unit"),
+        ({"channels": {"vv": {"units": "decibel", "quantity": "sigma0"}}}, "expected units of .*decibel"),
+        ({"channels": {"vv": {"units": "dB", "quantity": "coherence"}}}, "expected units of .*coherence"),
+        ({"channels": {"vv": {"units": "dB", "quantity": "sigma"}}}, "expected a quantity of"),
+        ({"targets": {"t": {"kind": "tags", "classes": {0: {"name": "a"}}}}}, "tags are of a tile"),
+        ({"targets": {"t": {"kind": "classes"}}}, "name each code"),
+        ({"targets": {"vv": {"kind": "number"}}}, "channels and targets"),
+        ({"split": {"by": "chance"}}, "split.by"),
+        ({"access": "simulated"}, "section `simulate`"),
+        ({"access": "simulated", "simulate": {"with": "nobody"}}, "no simulator 'nobody'"),
         ({"files": [{"path": "a.zip", "url": "http://h/a.zip"}]}, "bytes and sha256"),
         ({"files": [{"path": "a.zip", "url": "file:///etc/passwd", "bytes": 1, "sha256": "0" * 64}]}, "url"),
         ({"read": {"scenes": "{orbit}.png"}}, "orbit"),
         ({"read": {"scenes": "{time}/{scene}.png"}}, "times"),
-        ({"read": {"scenes": "{scene}.png", "labels": {"flood": "m.png"}}}, "flood"),
-        ({"read": {"scenes": "{scene}.nc", "reader": "other"}}, "reader"),
-        ({"read": {"scenes": "{scene}.nc", "reader": "ai4arctic", "units": "dB"}}, "leave out .*units"),
+        ({"read": {"scenes": "{scene}.png", "targets": {"flood": "m.png"}}}, "flood"),
+        ({"read": {"scenes": "{season}/{scene}.png"}}, "seasons must list"),
+        ({"read": {"scenes": "{scene}.png", "times": ["a"], "seasons": ["winter"]}}, "leave one out"),
+        ({"channels": {}, "read": {"scenes": "{scene}_{channel}.png"}}, "channels must name them"),
+        ({"read": {"scenes": "{scene}.nc", "reader": "other"}}, "no reader 'other'"),
+        ({"read": {"scenes": "{scene}.nc", "reader": "ai4arctic", "bands": "time"}}, "leave out .*bands"),
     ],
 )
 def test_mistakes_are_named(tmp_path, entry, change, said):
@@ -341,11 +352,11 @@ def pairs(tmp_path, entry):
             tmp_path / "pairs" / "mask" / f"{name}.png",
             np.repeat(np.uint8([[0, 7, 255, 255]]), 6, axis=1).repeat(16, axis=0),
         )
-    entry["labels"] = {"flood": {"description": "flooded", "classes": {0: {"name": "dry"}, 1: {"name": "flooded"}}}}
+    entry["targets"] = {"flood": {"description": "flooded", "classes": {0: {"name": "dry"}, 1: {"name": "flooded"}}}}
     entry["read"] |= {
         "scenes": "{time}/{scene}.png",
         "times": ["before", "after"],
-        "labels": {"flood": "mask/{scene}.png"},
+        "targets": {"flood": "mask/{scene}.png"},
         "recode": {"flood": {255: 1}},
     }
     return written(tmp_path / "pairs", entry)
@@ -373,9 +384,10 @@ def test_opening_reads_nothing_until_asked(pairs):
 def test_one_file_per_polarisation_in_the_order_of_the_entry(tmp_path, entry):
     for pol, value in (("VH", 20), ("VV", 10)):
         image(tmp_path / f"site_{pol}.png", np.full((8, 8), value, np.uint8))
-    entry["bands"].append(entry["bands"][0] | {"name": "vh"})
-    entry["read"] |= {"scenes": "{scene}_{polarisation}.png", "polarisations": ["vh", "vv"]}
-    scene = open_dataset(written(tmp_path, entry))["site"]
+    entry["channels"] = {"vh": entry["channels"]["vv"], "vv": entry["channels"]["vv"]}
+    entry["read"] |= {"scenes": "{scene}_{channel}.png"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(entry, sort_keys=False))
+    scene = open_dataset(tmp_path / "mine.yaml")["site"]
     assert scene.sar.polarisations == ["vh", "vv"] and float(scene.vh[0, 0]) == 20
     (tmp_path / "site_VV.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"vv.*incomplete"):
@@ -389,7 +401,7 @@ def test_missing_pieces_are_named(pairs, tmp_path):
     scenes = open_dataset(pairs)
     with pytest.raises(FileNotFoundError, match=r"after.*incomplete"):
         scenes["a"]
-    with pytest.raises(FileNotFoundError, match=r"label 'flood'.*b\.png"):
+    with pytest.raises(FileNotFoundError, match=r"target 'flood'.*b\.png"):
         scenes["b"]
     with pytest.raises(CorruptData, match=r"c\.png, variable 'flood'"):
         scenes["c"]
@@ -418,6 +430,153 @@ def test_the_embedded_sample(tmp_path):
     assert "Copernicus Sentinel data 2017" in scene.attrs["attribution"] and "CC BY 4.0" in scene.attrs["attribution"]
     path = carried("data_catalogs") / "borneo.nc"
     assert path.stat().st_size < 1_000_000 and check("borneo").ok.all()
+
+
+# ---------------------------------------------------------------- many quantities, seasons, numbers and tags
+
+SEASONS = ["winter", "spring", "summer", "autumn"]
+TILES = {
+    "id": "tiles", "title": "Tiles of four seasons", "read": {"scenes": "{scene}.nc"},
+    "channels": {
+        "vv": {"units": "dB", "quantity": "sigma0"}, "vv_vh": {"units": "dB", "quantity": "ratio"},
+        "coherence": {"units": "1", "quantity": "coherence"}, "height": {"units": "m", "quantity": "elevation", "nodata": -32768},
+    },
+    "targets": {
+        "trees": {"kind": "number", "units": "%", "limits": [0, 100]},
+        "biomass": {"kind": "number", "of": "tile", "units": "Mg/ha"},
+        "cover": {"classes": {1: {"name": "open land", "color": "#ffdb5c"}, 2: {"name": "forest", "color": "#358221"}}},
+        "present": {"kind": "tags", "of": "tile", "classes": {0: {"name": "forest"}, 1: {"name": "town"}, 2: {"name": "open"}}},
+        "used": {"kind": "tags", "of": "tile", "classes": {0: {"name": "pasture"}, 1: {"name": "timber"}}},
+    },
+}  # fmt: skip
+
+
+def write_tile(path, side=12):
+    """Write a tile by netCDF4 alone, and give back what was written."""
+    import netCDF4
+
+    draw = np.random.default_rng(0)
+    images = {n: draw.normal(-10, 3, (4, side, side)).astype("f4") for n in ("vv", "vv_vh")}
+    images["coherence"] = draw.random((4, side, side)).astype("f4")
+    stated = {"vv": ("dB", "sigma0"), "vv_vh": ("dB", "ratio"), "coherence": ("1", "coherence")}
+    arrays = {"height": draw.integers(0, 900, (side, side)).astype("i2"), "trees": draw.uniform(-5, 105, (side, side))}
+    arrays["cover"] = draw.integers(1, 4, (side, side)).astype("u1")
+    with netCDF4.Dataset(path, "w") as out:
+        for name, size in {"season": 4, "y": side, "x": side, "what": 3, "use": 2}.items():
+            out.createDimension(name, size)
+        for name, texts in {"season": SEASONS, "what": ["town", "open", "forest"]}.items():
+            out.createVariable(name, str, (name,))[:] = np.array(texts, object)
+        for name, values in images.items():
+            variable = out.createVariable(name, "f4", ("season", "y", "x"))
+            variable[:], (variable.units, variable.quantity) = values, stated[name]
+        for name, values in arrays.items():
+            fill = {"fill_value": 3} if name == "cover" else {}
+            variable = out.createVariable(name, values.dtype, ("y", "x"), **fill)
+            variable.set_auto_mask(False)
+            variable[:] = values
+        out.createVariable("biomass", "f4", ())[:] = 140.0
+        out.createVariable("present", "i1", ("what",))[:] = [0, 1, 1]
+        out.createVariable("used", "u1", ("use",))[:] = [1, 0]
+    return images, arrays
+
+
+@pytest.fixture
+def tiles(tmp_path):
+    """Write one tile and its entry."""
+    written(tmp_path, TILES, "tiles.yaml")
+    return tmp_path / "tiles.yaml", write_tile(tmp_path / "a.nc")
+
+
+def test_seasons_quantities_numbers_and_tags_open_by_a_pattern_alone(tiles):
+    entry, (images, arrays) = tiles
+    scene = open_dataset(entry)["a"]
+    assert [str(c) for c in scene.sar.channels][:3] == ["vv@winter", "vv_vh@winter", "coherence@winter"]
+    for name, values in images.items():
+        assert scene[name].dims == ("season", "y", "x") and np.array_equal(scene[name], values)
+        told = TILES["channels"][name]
+        assert {k: scene[name].attrs[k] for k in told} == told
+    assert scene.height.attrs["units"] == "m" and np.array_equal(scene.height, arrays["height"])
+    assert np.array_equal(scene.valid, np.ones((4, 12, 12), bool)), "heights don't decide what was observed"
+    known = np.where((arrays["trees"] >= 0) & (arrays["trees"] <= 100), arrays["trees"], np.nan).astype("f4")
+    targets = scene.sar.targets
+    np.testing.assert_array_equal(targets["trees"].encode(scene.trees.values), known)
+    numbers = np.select([arrays["cover"] == 1, arrays["cover"] == 2], [0, 1], 255)
+    np.testing.assert_array_equal(targets["cover"].encode(scene.cover.values), numbers)
+    assert float(scene.biomass) == 140 and targets["biomass"].units == "Mg/ha" and targets["biomass"].of == "tile"
+    assert scene.present.values.tolist() == [1, 0, 1], "in the entry's order: forest, town, open"
+    assert scene.used.values.tolist() == [1, 0] and scene.used.dims != scene.present.dims
+    assert targets["cover"] == load_entry(entry).target("cover") and targets["cover"].colors[2] == "#358221"
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "said"),
+    [
+        ("channels", {"coherence": {"units": "dB", "quantity": "ratio"}}, "coherence states quantity .*'coherence'"),
+        ("channels", {"vh": {"units": "dB", "quantity": "sigma0"}}, "has no 'vh'"),
+        ("targets", {"trees": {"classes": {0: {"name": "a"}}}}, "trees: expected integer codes, got fractions"),
+        ("targets", {"absent": {"kind": "number"}}, "has no variable 'absent'"),
+        ("targets", {"present": {"kind": "tags", "of": "tile", "classes": {0: {"name": "a"}}}}, "name them alike"),
+    ],
+)
+def test_an_entry_that_contradicts_its_files_is_refused(tiles, tmp_path, where, change, said):
+    entry = TILES | {where: TILES[where] | change}
+    with pytest.raises(ValueError, match=said):
+        open_dataset(written(tmp_path, entry, "tiles.yaml"))["a"]
+
+
+def test_a_variable_that_states_nothing_is_asked_about(tiles):
+    from sarfm.scenes.open import OpenQuestion, open_scene
+
+    with pytest.raises(OpenQuestion, match=r"\['height', 'trees', 'cover'\] state neither"):
+        open_scene(tiles[0].with_name("a.nc"))
+    scene = open_scene(tiles[0].with_name("a.nc"), channels=["coherence", "vv"])
+    assert [str(c) for c in scene.sar.channels][:2] == ["coherence@winter", "vv@winter"]
+
+
+def test_seasons_lie_in_folders_too(tmp_path, entry):
+    for number, season in enumerate(("summer", "winter")):
+        image(tmp_path / season / "a.png", np.full((8, 8), 10 + number, np.uint8))
+    entry["read"] |= {"scenes": "{season}/{scene}.png", "seasons": ["winter", "summer"]}
+    scene = open_dataset(written(tmp_path, entry))["a"]
+    assert scene.season.values.tolist() == ["winter", "summer"] and scene.vv[:, 0, 0].values.tolist() == [11, 10]
+
+
+def test_a_file_of_other_classes_than_its_entry_is_refused(tmp_path):
+    entry = yaml.safe_load((carried("data_catalogs") / "borneo.yaml").read_text())
+    entry["targets"]["cover"]["classes"][2]["name"] = "water"
+    written(tmp_path, entry | {"access": "open"}, "other.yaml")
+    with pytest.raises(ValueError, match=r"cover states .*forest.*but borneo describes"):
+        open_dataset(tmp_path / "other.yaml", carried("data_catalogs"))["borneo"]
+
+
+# ---------------------------------------------------------------- readers of other packages
+
+
+def test_a_reader_of_another_package_is_found_by_its_name(tmp_path, monkeypatch):
+    import shutil
+    from pathlib import Path
+
+    from sarfm.io.registry import registered
+
+    toy = Path(__file__).with_name("toy")
+    shutil.copytree(toy / "sarfm_toy", tmp_path / "site/sarfm_toy")
+    (tmp_path / "site/sarfm_toy-0.1.dist-info").mkdir()
+    shutil.copy(toy / "entry_points.txt", tmp_path / "site/sarfm_toy-0.1.dist-info")
+    (tmp_path / "site/sarfm_toy-0.1.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: sarfm-toy\nVersion: 0.1\n"
+    )
+    shutil.copy(toy / "toy_stages.yaml", tmp_path)
+    with pytest.raises(ValueError, match="no reader 'toy_npz'"):
+        load_entry(tmp_path / "toy_stages.yaml")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    registered.cache_clear()
+    stage = np.arange(64).reshape(8, 8).astype("u1") % 3 + 1
+    np.savez(tmp_path / "s.npz", stage=stage, vv=stage - 20.0, vh=stage - 30.0)
+    scenes = open_dataset(tmp_path / "toy_stages.yaml")
+    scene = scenes["s"]
+    assert np.array_equal(scene.stage, stage) and scene.sar.targets["stage"].names == ["low", "middle", "high"]
+    assert scene.attrs["licence"] == "CC0-1.0" and entry_files(scenes.entry, tmp_path) == ["s.npz"]
+    registered.cache_clear()
 
 
 @pytest.mark.parametrize("name", [n for n in catalog_names() if not load_entry(n).readable])
@@ -529,7 +688,7 @@ def test_real_data_sets_open(shared, name):
     assert len(scenes) == count
     first = scenes[next(iter(scenes))]
     assert first.sar.polarisations == polarisations and first.sar.units == units and first.sar.quantity == quantity
-    assert (label in first) if label else not load_entry(name).labels
+    assert (label in first) if label else not load_entry(name).targets
 
 
 def test_ombria_fill_is_invalid_and_never_flooded(shared):
@@ -547,3 +706,27 @@ def test_opera_dates_and_order(shared):
         and str(scene.time.values[0])[:10] == "2021-11-19"
         and scene.rio.crs.to_epsg() == 32611
     )
+
+
+def test_pixels_and_labels_are_those_of_the_files(shared):
+    """Held against rasterio, file by file."""
+    import rasterio
+
+    folder = shared / "land/terramesh_s1rtc_lulc"
+    for name, scene in open_dataset("terramesh", folder).items():
+        with rasterio.open(folder / f"{name}_S1RTC.tif") as radar, rasterio.open(folder / f"{name}_LULC.tif") as cover:
+            vv, vh, codes = *radar.read(), cover.read(1)
+        np.testing.assert_array_equal(scene.vv, vv)
+        np.testing.assert_array_equal(scene.vh, vh)
+        known = np.isin(codes, list(range(1, 10)))
+        np.testing.assert_array_equal(scene.land_cover.values[known], codes[known])
+        encoded = scene.sar.targets["land_cover"].encode(scene.land_cover.values)
+        np.testing.assert_array_equal(encoded, np.where(known, codes - 1, 255))
+    folder = shared / "flood/ombria_s1"
+    scenes = open_dataset("ombria", folder)
+    for name in list(scenes)[::60]:
+        scene, read = scenes[name], lambda kind, name=name: np.asarray(Image.open(folder / kind / f"{name}.png"))
+        for number, when in enumerate(("before", "after")):
+            grey = read(when).astype("f4")
+            np.testing.assert_array_equal(scene.vv[number], np.where(grey == 255, np.nan, grey))
+        np.testing.assert_array_equal(scene.flood, read("mask") == 255)

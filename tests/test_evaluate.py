@@ -35,16 +35,12 @@ LAYOUT = """
 id: pairs
 title: Made-up flood pairs
 crs: none
-bands: [{name: vv, unit: "1", quantity: digital_number, nodata: 255}]
-labels: {flood: {description: flooded, classes: {0: {name: not flooded}, 1: {name: flooded}}}}
+channels: {vv: {units: "1", quantity: digital_number, nodata: 255}}
+targets: {flood: {description: flooded, classes: {0: {name: not flooded}, 1: {name: flooded}}}}
 read:
   scenes: "{time}/{scene}.png"
   times: [before, after]
-  polarisations: [vv]
-  units: "1"
-  quantity: digital_number
-  nodata: 255
-  labels: {flood: "mask/{scene}.png"}
+  targets: {flood: "mask/{scene}.png"}
   recode: {flood: {255: 1}}
 """
 CONTRACT = InputContract(
@@ -411,10 +407,10 @@ def test_each_date_can_be_scored_by_itself(entry, tmp_path):
 
 def test_labels_and_models_that_do_not_fit_are_refused(entry, home, tmp_path):
     assert label_to_score(entry) == "flood"
-    with pytest.raises(ValueError, match="has the labels \\['flood'\\]; got 'ice'"):
+    with pytest.raises(ValueError, match="has the targets \\['flood'\\]; got 'ice'"):
         label_to_score(entry, "ice")
-    with pytest.raises(ValueError, match="describes no label"):
-        label_to_score(entry.model_copy(update={"labels": {}}))
+    with pytest.raises(ValueError, match="describes no target"):
+        label_to_score(entry.model_copy(update={"targets": {}}))
     with pytest.raises(ValueError, match="calls 2 classes, the label has 3"):
         load_segmentation(home / "run", 3)
     narrow = CONTRACT.model_copy(update={"units": "dB"})

@@ -91,7 +91,7 @@ def test_nearest_neighbour_takes_exactly_the_nearest(tmp_path):
 @pytest.mark.parametrize("name", REAL)
 def test_real_swaths_lie_where_their_tie_points_say(shared, tmp_path, name):
     real = open_scene(
-        shared / "sea_ice/s1_ew_hv_sigma0" / name, polarisations=["hv"], units="1", quantity="sigma0", nodata="none"
+        shared / "sea_ice/s1_ew_hv_sigma0" / name, channels=["hv"], units="1", quantity="sigma0", nodata="none"
     )
     rows, columns, lon, lat = (real[f"gcp_{k}"].values for k in ("row", "col", "lon", "lat"))
     inside = (rows > 1) & (rows < real.sizes["y"] - 1) & (columns > 1) & (columns < real.sizes["x"] - 1)

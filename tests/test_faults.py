@@ -49,10 +49,11 @@ from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
 from sarfm.models.weights import load_model, save_model
 from sarfm.patches.contract import InputContract
-from sarfm.patches.loading import CropDataset, PatchDataModule
+from sarfm.patches.loading import CropDataset, Crops, PatchDataModule
 from sarfm.patches.prepare import open_store, write_store
 from sarfm.runs.folders import read_run
-from sarfm.runs.notebooks import check_parameters, run_notebook
+from sarfm.runs.notebooks import run_notebook
+from sarfm.runs.parameters import check_parameters
 from sarfm.runs.sweeps import read_sweep
 from sarfm.scenes.open import make_scene, open_scene, save_scene
 from sarfm.train.checkpoints import TRAILER, load_checkpoint, save_checkpoint
@@ -226,7 +227,7 @@ def write_sources(folder, pixels=512):
     foreign(bands, folder / "plain.nc")
     foreign(bands, folder / "foreign.zarr", zarr=True)
     Image.fromarray(picture).save(folder / "picture.jpg")
-    number = dict(polarisations=["vv"], units="1", quantity="digital_number", nodata="none")
+    number = dict(channels=["vv"], units="1", quantity="digital_number", nodata="none")
     said = dict(quantity="sigma0", nodata="none")
 
     def pixels_of(scene):
@@ -402,14 +403,14 @@ def test_row_05_mostly_invalid_windows_are_never_sampled(tmp_path, row):
     """No crop has less than the stated share of valid pixels, and none holds anything but numbers."""
     store = hostile_store(tmp_path / "s.zarr")
     assert (store.index["valid_fraction"] < 0.5).mean() > 0.5
-    crops = CropDataset(store, np.arange(len(store)), nano_contract(), crop=32, seed=5)
+    crops = CropDataset(store, np.arange(len(store)), nano_contract(), Crops(32), seed=5)
     for k in range(1000):
         with row.case(k):
             item = crops[k]
             assert float(item["valid"].float().mean()) >= 0.5
             assert bool(item["image"].isfinite().all())
     poor = store.index["patch"][store.index["valid_fraction"].between(1e-9, 0.1)].to_numpy()
-    assert len(poor) and bool(CropDataset(store, poor, nano_contract(), crop=64)[0]["image"].isfinite().all())
+    assert len(poor) and bool(CropDataset(store, poor, nano_contract(), Crops(64))[0]["image"].isfinite().all())
     row.note("of 1000 windows none under 50 % valid; a selection without any better one gives its best")
 
 
@@ -425,7 +426,7 @@ def test_row_05_a_non_finite_step_names_scene_row_and_column(tmp_path, row):
 
     def train(bad, out):
         data = PatchDataModule(
-            store, pd.Series(["train"] * len(store)), nano_contract(), crop=32, batch_size=2, steps_per_epoch=4
+            store, pd.Series(["train"] * len(store)), nano_contract(), crops=Crops(32), batch_size=2, steps_per_epoch=4
         )
         task = Spoilt(nano_model(), Recipe(steps=8, batch_size=2, warmup=1 / 8))
         task.bad = bad
@@ -992,7 +993,7 @@ def test_row_14_ctrl_c(tmp_path, row):
 def train_nano(store, out, seed=0, workers=0, steps=6):
     """Train the nano model for some steps; give the losses and the weights as text."""
     data = PatchDataModule(
-        store, pd.Series(["train"] * len(store)), nano_contract(), crop=32, batch_size=2, steps_per_epoch=3, seed=seed,
+        store, pd.Series(["train"] * len(store)), nano_contract(), crops=Crops(32), batch_size=2, steps_per_epoch=3, seed=seed,
         workers=workers,
     )  # fmt: skip
     task = Training(nano_model(), Recipe(steps=steps, batch_size=2, warmup=1 / steps, seed=seed))
@@ -1027,7 +1028,7 @@ def test_row_16_workers_draw_no_crop_twice(tmp_path, row):
     scene = make_scene({"vv": field - 10}, units="dB", quantity="gamma0")
     store = write_store({"a": scene}, tmp_path / "s.zarr", size=size, progress=False)
     data = PatchDataModule(
-        store, pd.Series(["train"] * len(store)), nano_contract(["vv"]), crop=crop, batch_size=50,
+        store, pd.Series(["train"] * len(store)), nano_contract(["vv"]), crops=Crops(crop), batch_size=50,
         steps_per_epoch=count // 50, workers=4, seed=2,
     )  # fmt: skip
     seen = [

@@ -13,7 +13,7 @@ from patience import PATIENCE_S, until
 
 from sarfm.ice.tables import difference_table, read_trials
 from sarfm.runs.folders import read_run
-from sarfm.runs.notebooks import check_parameters, notebook_path, preset_names, read_preset
+from sarfm.runs.parameters import check_parameters, notebook_path, preset_names, read_preset
 
 SWEEPS = notebook_path("pretrain").parent / "sweeps"
 TINY = {

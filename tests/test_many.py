@@ -74,14 +74,14 @@ def test_nothing_to_predict_is_said(tmp_path):
 
 
 REAL = {
-    "grid": (["land/terramesh_s1rtc_lulc/38D_378R_2_3_S1RTC.tif"], {"polarisations": ["vv", "vh"], "units": "dB", "quantity": "gamma0"}),
+    "grid": (["land/terramesh_s1rtc_lulc/38D_378R_2_3_S1RTC.tif"], {"channels": ["vv", "vh"], "units": "dB", "quantity": "gamma0"}),
     "swath": (
         ["sea_ice/s1_ew_hv_sigma0/S1A_EW_GRDM_1SDH_20161005T142446.tif"],
-        {"polarisations": ["hv"], "units": "1", "quantity": "sigma0", "nodata": "none"},
+        {"channels": ["hv"], "units": "1", "quantity": "sigma0", "nodata": "none"},
     ),
     "pair": (
         ["flood/ombria_s1/before/0010.png", "flood/ombria_s1/after/0010.png"],
-        {"polarisations": ["vv"], "units": "1", "quantity": "digital_number", "nodata": 255, "times": ["before", "after"]},
+        {"channels": ["vv"], "units": "1", "quantity": "digital_number", "nodata": 255, "times": ["before", "after"]},
     ),
 }  # fmt: skip
 

@@ -34,7 +34,7 @@ def batch(size=(32, 48), tiles=2, seed=0):
     found = {"image": torch.randn(tiles, 2, *size, generator=seeded(seed)), "patch": torch.arange(tiles)}
     for k, (chart, classes) in enumerate(TASKS.items()):
         truth = torch.randint(0, classes, (tiles, *size), generator=seeded(seed + k + 1))
-        found[f"mask_{chart}"] = truth.masked_fill(torch.rand(tiles, *size, generator=seeded(9 + k)) < 0.3, 255)
+        found[f"target_{chart}"] = truth.masked_fill(torch.rand(tiles, *size, generator=seeded(9 + k)) < 0.3, 255)
     found["valid"] = torch.rand(tiles, *size, generator=seeded(99)) > 0.1
     return found
 
@@ -172,7 +172,7 @@ def test_the_loss_is_the_published_sum(avg_non_ignore):
     loss, terms = task.losses(data, None)
     outputs, expected = model(data["image"], data["valid"]), 0.0
     for chart, weight in {"sic": 1, "sod": 3, "floe": 3}.items():
-        truth = data[f"mask_{chart}"].masked_fill(~data["valid"], 255)
+        truth = data[f"target_{chart}"].masked_fill(~data["valid"], 255)
         there = truth != 255
         for name, factor in ((chart, 1.0), (f"{chart}_auxiliary", 0.4)):
             if chart == "sic":
@@ -200,7 +200,7 @@ def test_the_auxiliary_weight_and_the_weights_of_charts_are_used():
 @pytest.mark.parametrize("avg_non_ignore", [False, True])
 def test_a_batch_without_labels_is_zero_and_finite(avg_non_ignore):
     data = batch()
-    data |= {f"mask_{chart}": torch.full((2, 32, 48), 255) for chart in TASKS}
+    data |= {f"target_{chart}": torch.full((2, 32, 48), 255) for chart in TASKS}
     model = small(auxiliary=True)
     loss, terms = MultiTask(model, avg_non_ignore=avg_non_ignore).losses(data, None)
     loss.backward()
@@ -210,15 +210,15 @@ def test_a_batch_without_labels_is_zero_and_finite(avg_non_ignore):
 
 def test_labels_where_nothing_was_observed_do_not_count():
     data, model = batch(), small(dropout=0.0)
-    other = {**data, "mask_sod": data["mask_sod"].masked_fill(~data["valid"], 3)}
+    other = {**data, "target_sod": data["target_sod"].masked_fill(~data["valid"], 3)}
     assert torch.equal(MultiTask(model).losses(data, None)[0], MultiTask(model).losses(other, None)[0])
 
 
 def test_bad_batches_are_named():
     data = batch()
-    with pytest.raises(ValueError, match="no mask_floe"):
-        MultiTask(small()).losses({name: x for name, x in data.items() if name != "mask_floe"}, None)
-    data["mask_sod"][0, 0, 0] = 6
+    with pytest.raises(ValueError, match="no target_floe"):
+        MultiTask(small()).losses({name: x for name, x in data.items() if name != "target_floe"}, None)
+    data["target_sod"][0, 0, 0] = 6
     with pytest.raises(ValueError, match="labels of sod are class numbers in 0..5 or 255; found 6"):
         MultiTask(small()).losses(data, None)
     with pytest.raises(ValueError, match=r"also draws \['floe', 'sod'\]"):
@@ -257,7 +257,7 @@ def test_settings_are_plain_and_complete():
 
 def test_patches_are_counted_as_for_one_chart():
     data, model = batch(), small().eval()
-    data |= {f"mask_{chart}": data[f"mask_{chart}"].masked_fill(~data["valid"], 255) for chart in TASKS}
+    data |= {f"target_{chart}": data[f"target_{chart}"].masked_fill(~data["valid"], 255) for chart in TASKS}
     table = evaluate_charts(model, [data])
     assert len(table) == 6 and set(table["chart"]) == set(TASKS) and len(table.columns) == 2 + 11**2
 
@@ -265,7 +265,9 @@ def test_patches_are_counted_as_for_one_chart():
         def forward(self, image, valid):
             return model(image, valid)["sod"]
 
-    one = evaluate_segmentation(Stage(), [data | {"mask": data["mask_sod"]}], 6)
+    one = evaluate_segmentation(
+        Stage(), [{k: v for k, v in data.items() if not k.startswith("target_") or k == "target_sod"}], 6
+    )
     rows = table[table["chart"] == "sod"].reset_index(drop=True)
     assert np.array_equal(rows[one.columns].to_numpy(), one.to_numpy())
     assert rows.drop(columns=["patch", "chart"]).sum(axis=None) == one.drop(columns="patch").sum(axis=None)

@@ -86,15 +86,15 @@ def test_crs_and_bounds_come_back(tmp_path):
 
 def test_dates_as_scenes(tmp_path):
     scene = a_scene(dates=3)
-    store = write_store({"a": scene}, tmp_path / "s.zarr", size=64, times="scenes", progress=False)
-    assert store.channels == ["vv", "vh"] and set(store.index["scene"]) == {"a@0", "a@1", "a@2"}
+    store = write_store({"a": scene}, tmp_path / "s.zarr", size=64, dates="scenes", progress=False)
+    assert store.channel_names == ["vv", "vh"] and set(store.index["scene"]) == {"a@0", "a@1", "a@2"}
     xr.testing.assert_identical(restore(store, "a@1"), scene.isel(time=1))
 
 
 def test_a_part_of_the_channels(tmp_path):
     scene = a_scene(dates=2)
     store = write_store(
-        {"a": scene}, tmp_path / "s.zarr", size=64, channels=["vv@0", "vv@1"], labels=[], progress=False
+        {"a": scene}, tmp_path / "s.zarr", size=64, channels=["vv@0", "vv@1"], targets=[], progress=False
     )
     xr.testing.assert_identical(restore(store, "a"), scene.drop_vars(["vh", "cover"]))
 
@@ -142,7 +142,7 @@ def test_windows_cover_everything(length):
 
 def damage(store_path, kind, g):
     """Spoil a store in one way; say which files."""
-    shards = sorted((store_path / "image" / "c").rglob("0")) + sorted((store_path / "label_cover" / "c").rglob("0"))
+    shards = sorted((store_path / "image" / "c").rglob("0")) + sorted((store_path / "target_cover" / "c").rglob("0"))
     shards = [s for s in shards if s.is_file()]
     victim = shards[g.integers(len(shards))]
     raw = bytearray(victim.read_bytes())
@@ -314,11 +314,11 @@ def test_bounded_number_of_maps(tmp_path):
 
 
 BAD = {
-    "units": (lambda s: {"a": s, "b": s.sar.to_power()}, {}, "scene 'b' has units '1', the first scene 'dB'"),
+    "units": (lambda s: {"a": s, "b": s.sar.to_power()}, {}, "scene 'b' has channels vv gamma0 .1."),
     "channel": (lambda s: {"a": s}, dict(channels=["hh"]), r"has no \['hh'\]; it holds \['vv', 'vh'\]"),
-    "label": (lambda s: {"a": s}, dict(labels=["ice"]), r"has no label \['ice'\]"),
+    "label": (lambda s: {"a": s}, dict(targets=["ice"]), r"has no target \['ice'\]"),
     "stride": (lambda s: {"a": s}, dict(stride=65), "stride is in pixels"),
-    "times": (lambda s: {"a": s}, dict(times="both"), "times is 'channels'"),
+    "times": (lambda s: {"a": s}, dict(dates="both"), "dates is 'channels'"),
     "none": (lambda s: {}, {}, "at least one scene"),
     "all NaN": (lambda s: {"a": s.assign(valid=s.valid & False)}, {}, "not one pixel is valid"),
     "valid NaN": (lambda s: {"a": s.assign(valid=s.valid | True)}, {}, "valid is True where"),
@@ -422,7 +422,7 @@ def test_several_processes_write_the_same_store(tmp_path):
 
 def test_errors_come_from_processes_as_they_are(tmp_path):
     mixed = {"a": a_scene(), "b": a_scene().sar.to_power()}
-    with pytest.raises(ValueError, match=r"^scene 'b' has units '1', the first scene 'dB'[^\n]*$"):
+    with pytest.raises(ValueError, match=r"^scene 'b' has channels vv gamma0 .1.[^\n]*$"):
         write_store(mixed, tmp_path / "s.zarr", size=64, jobs=2, progress=False)
     with pytest.raises(ValueError, match=r"^scene '\w+' has no \['hh'\][^\n]*$"):
         write_store(many() | mixed, tmp_path / "s.zarr", size=64, jobs=2, channels=["hh"], progress=False)

@@ -69,7 +69,7 @@ def test_of_a_multisegmenter_and_its_loss(head, layers):
     truths = {n: torch.randint(0, k, (2, 40, 52)) for n, k in SIZES.items()}
     torch.manual_seed(3)
     before, terms = MultiTask(old.train(), weights).losses(
-        {"image": data, "valid": valid, **{f"mask_{n}": t for n, t in truths.items()}}, None
+        {"image": data, "valid": valid, **{f"target_{n}": t for n, t in truths.items()}}, None
     )
     torch.manual_seed(3)
     now, parts = new.train().loss({"image": data, "valid": valid, **{f"target_{n}": t for n, t in truths.items()}})
@@ -113,7 +113,7 @@ def test_training_takes_the_steps_that_it_took_before(tmp_path):
         def __getitem__(self, item):
             generator = torch.Generator().manual_seed(item)
             masks = {n: torch.randint(0, k, (32, 32), generator=generator) for n, k in SIZES.items()}
-            out = {f"{word}_{n}": mask for n, mask in masks.items() for word in ("mask", "target")}
+            out = {f"target_{n}": mask for n, mask in masks.items()}
             return out | {"image": torch.randn(2, 32, 32, generator=generator), "valid": torch.ones(32, 32).bool()}
 
     weights, options = {"a": 1, "b": 3, "c": 2}, {"learning_rate": 1e-2, "weight_decay": 0.01, "layer_decay": 0.75}

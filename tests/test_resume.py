@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from sarfm.patches.contract import InputContract
-from sarfm.patches.loading import PatchDataModule
+from sarfm.patches.loading import Crops, PatchDataModule
 from sarfm.patches.prepare import open_store
 from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
@@ -53,7 +53,7 @@ def train(folder, out, precision, workers, steps, pause):
     store = open_store(folder / "store.zarr")
     split = pd.Series(["train"] * (len(store) - 2) + ["val"] * 2)
     contract = InputContract.fit(store, np.flatnonzero(split == "train"), 8)
-    data = PatchDataModule(store, split, contract, crop=32, batch_size=4, steps_per_epoch=8, workers=workers, seed=3)
+    data = PatchDataModule(store, split, contract, crops=Crops(32, workers=workers), batch_size=4, steps_per_epoch=8, seed=3)
     torch.manual_seed(3)
     encoder = Encoder(2, patch_size=8, width=32, depth=2, heads=2, drop_path=0.2)
     method = Slow(encoder, decoder_width=32, decoder_depth=1, decoder_heads=2)

@@ -15,15 +15,8 @@ from patience import PATIENCE_S, until
 
 from sarfm.io.files import StoreLocked, lock
 from sarfm.runs.folders import RunFolder, read_run
-from sarfm.runs.notebooks import (
-    RunFailed,
-    check_parameters,
-    declared_parameters,
-    notebook_path,
-    parse_value,
-    run_names,
-    run_notebook,
-)
+from sarfm.runs.notebooks import RunFailed, run_notebook
+from sarfm.runs.parameters import check_parameters, declared_parameters, notebook_path, parse_value, run_names
 from sarfm.runs.sweeps import read_sweep, run_sweep
 
 PARAMETERS = """out: str = "runs/toy"  # folder of the run
@@ -90,7 +83,8 @@ def toy(tmp_path):
         ({"flag": 1}, "type bool"),
         ({"text": None}, "type str"),
         ({"text": object()}, "type str"),
-        ({"text": {"a": 1}}, "type str"),
+        ({"text": {"a": 1}}, "no parameter 'text.a'"),
+        ({"text": {}}, "type str"),
     ],
 )
 def test_wrong_parameters_are_refused_before_a_kernel_starts(toy, tmp_path, given, expected):

@@ -291,7 +291,7 @@ def test_tags_answer_every_question(tmp_path):
         and scene.attrs == {"sensor": "S1", "source": "a.tif"}
     )
     assert (scene.vh.values == values[0]).all()
-    swapped = open_scene(path, polarisations=["VV", "vh"])
+    swapped = open_scene(path, channels=["VV", "vh"])
     assert swapped.sar.polarisations == ["vv", "vh"] and (swapped.vh.values == values[0]).all()
     assert tuple(swapped.rio.transform())[:6] == UTM["transform"]
 
@@ -300,10 +300,10 @@ def test_questions_come_all_at_once_and_are_answered(tmp_path):
     path = write(tmp_path / "a.png", np.full((8, 8), 7, "uint8"), driver="PNG")
     with warnings.catch_warnings(action="error"), pytest.raises(OpenQuestion) as caught:
         open_scene(path)
-    assert all(f"{q}=" in str(caught.value) for q in ("polarisations", "units", "quantity", "nodata")) and str(
-        path
-    ) in str(caught.value)
-    scene = open_scene(path, polarisations=["hh"], units="1", quantity="amplitude", nodata="none")
+    assert all(f"{q}=" in str(caught.value) for q in ("channels", "units", "quantity", "nodata")) and str(path) in str(
+        caught.value
+    )
+    scene = open_scene(path, channels=["hh"], units="1", quantity="amplitude", nodata="none")
     assert (
         scene.y.values[0] == 0.5
         and "spatial_ref" not in scene.coords
@@ -316,8 +316,8 @@ def test_questions_come_all_at_once_and_are_answered(tmp_path):
     [
         ({"units": "1"}, "states units"),
         ({"quantity": "beta0"}, "states quantity"),
-        ({"polarisations": ["hh"]}, r"has no 'hh'; it holds \['vh', 'vv'\]"),
-        ({"bands": "dates"}, "bands='polarisation' or 'time'"),
+        ({"channels": ["hh"]}, r"has no 'hh'; it holds \['vh', 'vv'\]"),
+        ({"bands": "dates"}, "bands='channel', 'time'"),
         ({"formula": "os.remove(DN)", "quantity": "sigma0"}, "formula like"),
         ({"nodata": "zero"}, "nodata"),
     ],
@@ -346,9 +346,9 @@ def test_dates_in_bands_and_in_files(tmp_path):
     single = [write(tmp_path / f"{i}.tif", values[:, i], ("VV", "VH"), {"units": "dB sigma0"}) for i in (0, 1)]
     assert (open_scene(single, times=["before", "after"]).vh.values == values[1, :2]).all()
     plain = [write(tmp_path / f"p{i}.tif", values[i, 0], tags={"units": "dB sigma0"}) for i in (0, 1)]
-    assert open_scene(plain, polarisations=["vh", "vv"]).sar.polarisations == ["vh", "vv"]
+    assert open_scene(plain, channels=["vh", "vv"]).sar.polarisations == ["vh", "vv"]
     unnamed = write(tmp_path / "u.tif", values[0], tags={"units": "dB sigma0"})
-    assert open_scene(unnamed, polarisations=["vv"], bands="time", times=dates).sizes["time"] == 3
+    assert open_scene(unnamed, channels=["vv"], bands="time", times=dates).sizes["time"] == 3
     grid = {"vv": plain[:1] * 2, "vh": plain[1:] * 2}
     assert channel_names(open_scene(grid, times=[2017, 2018])) == ["vv@0", "vh@0", "vv@1", "vh@1"]
 
@@ -519,9 +519,9 @@ def test_saved_scenes_open_without_questions(tmp_path, scale):
             and back.vv.dtype == np.float32
         )
     assert flag_meanings(back.cover) == {1: "open water", 2: "ice"} and back.rio.crs.to_epsg() == 32633
-    assert open_scene(tmp_path / "s.nc", polarisations=["vh"]).sar.polarisations == ["vh"]
+    assert open_scene(tmp_path / "s.nc", channels=["vh"]).sar.polarisations == ["vh"]
     with pytest.raises(ValueError, match="s.nc has no 'hh'"):
-        open_scene(tmp_path / "s.nc", polarisations=["hh"])
+        open_scene(tmp_path / "s.nc", channels=["hh"])
 
 
 def test_packing_that_does_not_fit_is_refused(tmp_path):
@@ -535,7 +535,7 @@ def test_damage_is_named(tmp_path, kind):
     """Any truncation ends in CorruptData that names the file: no crash, no silent pixels."""
     values = RNG.integers(0, 255, (2, 256, 256)).astype("uint8")
     path = tmp_path / f"a.{kind}"
-    answers = {"polarisations": ["vv"], "units": "1", "quantity": "amplitude", "nodata": "none"}
+    answers = {"channels": ["vv"], "units": "1", "quantity": "amplitude", "nodata": "none"}
     if kind == "png":
         write(path, values[0], driver="PNG")
     elif kind == "jpg":

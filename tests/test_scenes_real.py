@@ -34,19 +34,20 @@ class Real:
 BORNEO, FLORIDA = "vegetation/borneo_treecover/S1_{}_2017_2018.tif", "land/nd_florida_monthly/S1_{}_monthly_2017.tif"
 BELGIUM = "land/worldcereal_belgium_monthly/S1_sigma0_{}_monthly.tif"
 OMBRIA = {
-    "polarisations": ["vv"],
+    "channels": ["vv"],
     "times": ["before", "after"],
     "units": "1",
     "quantity": "digital_number",
     "nodata": "none",
 }
 RTT = {
+    "channels": ["hh", "hv"],
     "formula": {"hh": "5.66*DN-14.5", "hv": "4.75*DN-24.7"},
     "units": "dB",
     "quantity": "sigma0",
     "attrs": {"spacing_m": 80.0},
 }
-DISPLAY = {"units": "1", "quantity": "digital_number", "nodata": "none"}
+DISPLAY = {"channels": ["hh", "hv"], "units": "1", "quantity": "digital_number", "nodata": "none"}
 FINLAND = {"variables": {"s1/VV_asc": "vv", "s1/VH_asc": "vh"}, "quantity": "sigma0", "nodata": -9999}
 
 REAL = {
@@ -66,33 +67,33 @@ REAL = {
     "extra wide swath": Real(
         "sea_ice/s1_ew_hv_sigma0/*.tif", {"units": "1"}, ("units",), ("hv",), "1", size=(1000, 1000), spacing_m=40, files=2
     ),
-    "ai4arctic patch": Real("sea_ice/ai4arctic_patches/*.nc", RTT, ("units", "quantity"), ("hh", "hv"), size=(224, 224), spacing_m=80, files=6, valid=0.5),
+    "ai4arctic patch": Real("sea_ice/ai4arctic_patches/*.nc", RTT, ("units", "quantity", "channels"), ("hh", "hv"), size=(224, 224), spacing_m=80, files=6, valid=0.5),
     "ai4arctic scene": Real(
-        "sea_ice/ai4arctic_scene_lowres/*.nc", DISPLAY, ("units", "quantity", "nodata"), ("hh", "hv"), "1", "digital_number", size=(318, 332), valid=0.43
+        "sea_ice/ai4arctic_scene_lowres/*.nc", DISPLAY, ("channels", "units", "quantity", "nodata"), ("hh", "hv"), "1", "digital_number", size=(318, 332), valid=0.43
     ),
     "biomassters": Real("vegetation/biomassters_agb/*.nc", FINLAND, ("variables",), dates=12, size=(32, 32), files=7, valid=0.0),
     "ombria": Real(
-        ["flood/ombria_s1/before/*.png", "flood/ombria_s1/after/{}.png"], OMBRIA, ("polarisations", "units", "quantity", "nodata"), ("vv",), "1", "digital_number",
+        ["flood/ombria_s1/before/*.png", "flood/ombria_s1/after/{}.png"], OMBRIA, ("channels", "units", "quantity", "nodata"), ("vv",), "1", "digital_number",
         dates=2, size=(256, 256), files=694,
     ),
 }  # fmt: skip
 
 # Single files that leave questions open which their READMEs do not answer either, or that are no SAR images at all.
 REFUSED = {
-    "land/*/*_LULC.tif": "polarisations=",
-    "land/*/*DEM.tif": "polarisations=",
-    "land/*/*NDVI*.tif": "polarisations=",
-    "land/*/*rgbn.tif": "polarisations=",
-    "land/*/labels_polygons.tif": "polarisations=",
-    "land/*monthly*/S1_*.tif": "polarisations=",
-    "land/opera_rtc_california/*.tif": "polarisations=",
-    "vegetation/borneo_treecover/*.tif": "polarisations=",
-    "flood/ombria_s1/mask/*.png": "polarisations=",
-    "multilabel/bigearthnet_s1/*_clc.tif": "polarisations=",
-    "sea_ice/caffe_glacier_zones/*.tif": "polarisations=",
-    "misc/m4sar_objects/*.png": "polarisations=",
-    "misc/airsar_sanfrancisco/*.png": "polarisations=",
-    "misc/esa_worldcover_baltic/*.tif": "polarisations=",
+    "land/*/*_LULC.tif": "channels=",
+    "land/*/*DEM.tif": "channels=",
+    "land/*/*NDVI*.tif": "channels=",
+    "land/*/*rgbn.tif": "channels=",
+    "land/*/labels_polygons.tif": "channels=",
+    "land/*monthly*/S1_*.tif": "channels=",
+    "land/opera_rtc_california/*.tif": "channels=",
+    "vegetation/borneo_treecover/*.tif": "channels=",
+    "flood/ombria_s1/mask/*.png": "channels=",
+    "multilabel/bigearthnet_s1/*_clc.tif": "channels=",
+    "sea_ice/caffe_glacier_zones/*.tif": "channels=",
+    "misc/m4sar_objects/*.png": "channels=",
+    "misc/airsar_sanfrancisco/*.png": "channels=",
+    "misc/esa_worldcover_baltic/*.tif": "channels=",
     "*/*/*.npz": "make_scene",
     "*/*/*.csv": "make_scene",
     "*/*/*.json": "make_scene",
@@ -185,7 +186,7 @@ def test_pixels_are_those_of_the_file(shared):
 
 def test_hh_is_not_in_a_vv_vh_file(shared):
     with pytest.raises(ValueError, match=r"38D_378R_2_3_S1RTC\.tif has no 'hh'; it holds \['vv', 'vh'\]\. Choose"):
-        open_scene(shared / "land/terramesh_s1rtc_lulc/38D_378R_2_3_S1RTC.tif", polarisations=["hh"])
+        open_scene(shared / "land/terramesh_s1rtc_lulc/38D_378R_2_3_S1RTC.tif", channels=["hh"])
 
 
 def test_swaths_near_the_pole_lie_where_their_tie_points_say(shared):

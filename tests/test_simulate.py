@@ -11,7 +11,7 @@ import xarray as xr
 from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
 from sarfm.patches.contract import InputContract
-from sarfm.patches.loading import CropDataset
+from sarfm.patches.loading import CropDataset, Crops
 from sarfm.patches.prepare import restore, write_store
 from sarfm.sar import to_power
 from sarfm.scenes.open import open_scene, save_scene
@@ -217,7 +217,7 @@ def test_land_stays_within_a_tolerance_of_real_patches(shared):
     folder = shared / "multilabel/bigearthnet_s1"
     listed = json.loads((folder / "labels.json").read_text())
     listed = [e["file"] for e in listed if e["file"].startswith("S1") and "Marine waters" not in e["labels"]]
-    told = dict(polarisations=("vv", "vh"), units="dB", quantity="sigma0", nodata="none", bands="polarisation")
+    told = dict(channels=("vv", "vh"), units="dB", quantity="sigma0", nodata="none", bands="channel")
     real = [open_scene(folder / name, **told) for name in listed[::3]]
     real, simulated = [land_statistics(s.vv.values, s.vh.values) for s in real], simulated_land()
     for name, tolerance in {"vv": 2.0, "vh": 2.0, "offset": 1.5, "looks": 1.5}.items():
@@ -274,13 +274,13 @@ def test_what_cannot_be_drawn_is_refused_with_what_to_do(kind, asked, words):
 @pytest.mark.parametrize("kind, label", [("ice", "ice_class"), ("season", "cover"), ("flood", "flood")])
 def test_a_simulated_scene_is_cut_restored_and_trained_on(kind, label, tmp_path):
     scenes = {f"s{k}": KINDS[kind]((64, 96), seed=k, **({"dates": 2} if kind == "season" else {})) for k in range(2)}
-    store = write_store(scenes, tmp_path / "s.zarr", size=32, labels=[label], progress=False, shard_mb=1)
+    store = write_store(scenes, tmp_path / "s.zarr", size=32, targets=[label], progress=False, shard_mb=1)
     assert len(store) == 12 and len(store.verify()) == 0
     again = restore(store, "s1")
     assert again.attrs["simulated"] == scenes["s1"].attrs["simulated"]
     np.testing.assert_array_equal(again[label], scenes["s1"][label])
     contract = InputContract.fit(store, range(len(store)), patch_size=8)
-    crops = CropDataset(store, range(len(store)), contract, crop=32, label=label, augment=False)
+    crops = CropDataset(store, range(len(store)), contract, Crops(32), [label], augment=False)
     batch = torch.utils.data.default_collate([crops[k] for k in range(4)])
     torch.manual_seed(0)
     model = MAE(Encoder(batch["image"].shape[1], 8, 16, 1, 2), 16, 1, 2)

@@ -256,7 +256,7 @@ def test_labels_are_counted_once_at_the_coarsest_scale(tmp_path):
     assert counts["sod"].loc["b"].to_dict() == {c: int((seen == c).sum()) for c in (0, 1, 7)}
     assert list(counts.index) == ["a", "b"] and list(counts["snow"].columns) == [0, 3]
     assert list(label_counts(store, ["snow"]).columns) == [("snow", 0), ("snow", 3)]
-    with pytest.raises(ValueError, match=r"has no labels \['floe'\]; it holds \['sod', 'snow'\]"):
+    with pytest.raises(ValueError, match=r"has no classes of pixels \['floe'\]; it holds \['sod', 'snow'\]"):
         label_counts(store, ["floe"])
 
 

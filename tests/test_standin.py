@@ -2,17 +2,24 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+import yaml
+from patience import PATIENCE_S
 
+from sarfm.datasets.catalog import entry_files, fetch, open_dataset
+from sarfm.datasets.entries import load_entry
 from sarfm.ice import simulated_files as standin_files
 from sarfm.ice.ai4arctic import open_ai4arctic, parse_name
 from sarfm.ice.charts import CHARTS, classify, draw_charts, parse_codes
 from sarfm.ice.simulated import AMSR2, ERA5, HEADER, REGIMES, draw_polygons, egg_code, season_of, simulate_region
 from sarfm.ice.simulated_files import halve, standin_name, write_raw, write_ready, write_standins
+from sarfm.io.files import carried
 from sarfm.scenes.scene import check_scene, label_names
 from sarfm.scenes.simulate import simulate_ice
 
@@ -284,3 +291,71 @@ def test_a_folder_of_other_parameters_is_not_mixed(tmp_path):
     write_standins(tmp_path, 1, 0, 100, progress=False)
     with pytest.raises(ValueError, match="Choose another folder"):
         write_standins(tmp_path, 1, 0, 110, progress=False)
+
+
+# ---- as a data set -------------------------------------------------------------------------------------------------
+
+FEW = {"with": "ai4arctic", "scenes": 3, "test": 1, "side_px": 100, "seed": 4}
+
+
+def simulated_entry(path, **change):
+    """Write the entry of the simulated data set with fewer scenes."""
+    entry = yaml.safe_load((carried("data_catalogs") / "ai4arctic_simulated.yaml").read_text())
+    path.write_text(yaml.safe_dump(entry | {"simulate": FEW | change}))
+    return path
+
+
+def test_the_data_set_has_the_numbers_of_the_small_sweeps():
+    made = load_entry("ai4arctic_simulated").simulate
+    assert made.simulator == "ai4arctic" and made.arguments == {"scenes": 60, "test": 12, "side_px": 1000, "seed": 0}
+
+
+def test_a_simulated_data_set_is_made_when_it_is_opened(tmp_path):
+    entry = simulated_entry(tmp_path / "few.yaml")
+    scenes = open_dataset(entry, tmp_path / "made")
+    direct = write_standins(tmp_path / "direct", 2, 1, 100, seed=4, progress=False)
+    for path in direct:  # bit for bit
+        assert (tmp_path / "made" / path.relative_to(tmp_path / "direct")).read_bytes() == path.read_bytes()
+    assert len(scenes) == 3 and entry_files(scenes.entry, tmp_path / "made") == sorted(
+        p.relative_to(tmp_path / "direct").as_posix() for p in direct
+    )
+    for scene in scenes.values():
+        known = xr.open_dataset(tmp_path / f"direct/truth/{scene.attrs['scene']}.nc")
+        assert all(np.array_equal(scene[f"true_{n}"], known[n]) for n in ("sic", "sod", "floe", "lead"))
+        assert scene.sar.targets["true_sod"].names[1] == "new ice" and "Nothing" not in scene.attrs["title"]
+    with pytest.raises(ValueError, match="was made with .*choose another folder"):
+        open_dataset(simulated_entry(tmp_path / "other.yaml", seed=5), tmp_path / "made")
+    with pytest.raises(ValueError, match="the simulator takes .*side_px"):
+        fetch(simulated_entry(tmp_path / "wrong.yaml", side=5), tmp_path / "wrong", progress=False)
+
+
+def test_an_interrupted_simulation_is_continued(tmp_path, monkeypatch):
+    entry, simulate, made = simulated_entry(tmp_path / "few.yaml"), standin_files.simulate_region, []
+
+    def until_killed(**request):
+        made.append(request)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return simulate(**request)
+
+    monkeypatch.setattr(standin_files, "simulate_region", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(entry, tmp_path / "made", progress=False)
+    assert not (tmp_path / "made/simulated.json").exists()
+    fetch(entry, tmp_path / "made", progress=False)
+    assert len(made) == 4, "one before, the one that was cut off, and the two that were left"
+    open_dataset(entry, tmp_path / "made")
+    assert len(made) == 4
+
+
+def test_two_runs_at_once_make_the_files_once(tmp_path):
+    entry = simulated_entry(tmp_path / "few.yaml")
+    code = (
+        "import sys, sarfm.ice.simulated_files as s; from sarfm.datasets.catalog import open_dataset; real = s.simulate_region\n"
+        "def counted(**k): print('made'); return real(**k)\n"
+        "s.simulate_region = counted; print(len(open_dataset(sys.argv[1], sys.argv[2])), 'scenes')"
+    )
+    command = [sys.executable, "-c", code, str(entry), str(tmp_path / "made")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=PATIENCE_S)[0].splitlines() for process in both]
+    assert sorted(lines.count("made") for lines in said) == [0, 3] and all(lines[-1] == "3 scenes" for lines in said)

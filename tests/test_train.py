@@ -422,7 +422,7 @@ def test_evaluation_counts_what_metrics_count():
     truth[:, :2] = 255
     valid = torch.ones(5, 9, 9, dtype=torch.bool)
     batches = [
-        {"image": images[s], "valid": valid[s], "mask": truth[s], "patch": torch.arange(5)[s] + 10}
+        {"image": images[s], "valid": valid[s], "target_shape": truth[s], "patch": torch.arange(5)[s] + 10}
         for s in (slice(0, 2), slice(2, 5))
     ]
     table = evaluate_segmentation(Fixed(), batches, 3)

@@ -134,7 +134,7 @@ def test_real_swath_near_the_pole(shared):
 
     scene = open_scene(
         shared / "sea_ice/s1_ew_hv_sigma0/S1A_EW_GRDM_1SDH_20161005T142446.tif",
-        polarisations=["hv"],
+        channels=["hv"],
         units="1",
         quantity="sigma0",
         nodata="none",

@@ -120,5 +120,4 @@ def class_names(
     if hasattr(model, "tasks") or not learnt.get("dataset"):
         return None
     entry = load_entry(learnt["dataset"])
-    label = entry.labels[label_to_score(entry, learnt.get("label", ""))]
-    return [kind.name for _, kind in sorted(label.classes.items())]
+    return entry.target(label_to_score(entry, learnt.get("label", ""))).names

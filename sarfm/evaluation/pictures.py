@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['tile_mask', 'scene_mask', 'reconstruct_tiles', 'window_stride', 'equal_batches', 'makes_pictures',
-           'reconstruct_scene', 'denormalised', 'in_db', 'tile_scores']
+           'reconstruct_scene', 'denormalised', 'in_db', 'tile_scores', 'score_reconstructions', 'further_scores']
 
 # %% ../../nbs/50_evaluation/03_pictures.ipynb #a5136ced
 import inspect
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .metrics import reconstruction_scores
 from .tiles import blend_window, pad_to, place_of, tile_side, tile_starts
+from ..models.kinds import registered
 from ..models.masking import block_mask, random_mask
 from ..models.tokens import token_validity
 from ..patches.contract import InputContract
@@ -148,9 +149,9 @@ def reconstruct_scene(
     model: nn.Module,  # a method that makes pictures of what it is told to hide
     contract: InputContract,  # what the model takes
     scene: xr.Dataset,  # meets the contract
-    ratio: float,  # fraction of patches hidden in each tile, in (0, 1)
+    ratio: float | None = None,  # fraction of patches hidden in each tile, in (0, 1); that of the method when None
     seed: int = 0,  # of the masks
-    masking: str = "random",  # one of random | block
+    masking: str | None = None,  # one of random | block; that of the method when None
     tile: int | None = None,  # side of a tile, px; None: the training crop
     batch: int = 8,  # tiles per forward pass
     overlap: float = 0.0,  # of neighbouring windows, in [0, 1); 0.5: no seams, for four times the work
@@ -162,6 +163,8 @@ def reconstruct_scene(
             "Give a method such as mae, not an encoder or a segmenter"
         )
     side = tile_side(contract, tile)
+    ratio = getattr(model, "mask_ratio", 0.75) if ratio is None else ratio
+    masking = getattr(model, "masking", "random") if masking is None else masking
     height, width = scene.sizes["y"], scene.sizes["x"]
     image, valid = contract.apply(scene)
     padded = pad_to(image, valid, -(-height // side) * side, -(-width // side) * side)
@@ -235,3 +238,33 @@ def tile_scores(
                 {"row": row, "col": col, "hidden_fraction": float(hidden[here].mean()), **numbers, "units": unit}
             )
     return pd.DataFrame(rows)
+
+# %% ../../nbs/50_evaluation/03_pictures.ipynb #ffc7e0f4
+def score_reconstructions(
+    reconstructions: Mapping[str, xr.Dataset],  # scene -> from reconstruct_scene
+    tile_px: int | None = None,  # side of a tile; None: the model's tile
+) -> tuple[pd.DataFrame, dict[str, float]]:  # as tile_scores, with scene; rmse, rmse_of_the_mean and ssim of all
+    """Score the reconstructions of several scenes, tile by tile and together."""
+    tables = [tile_scores(made, tile_px).assign(scene=name) for name, made in reconstructions.items()]
+    tiles, missed = pd.concat(tables, ignore_index=True), []
+    for made in reconstructions.values():
+        flat = made["original"] - made["masked"].mean(["y", "x"])
+        missed.append(flat.where(made["hidden"]).values.ravel() ** 2)
+    counted = tiles[tiles["pixels"] > 0]
+    mean = lambda values: float(np.average(values, weights=counted["pixels"]))
+    together = {
+        "rmse": mean(counted["mse_db"]) ** 0.5,
+        "rmse_of_the_mean": float(np.nanmean(np.concatenate(missed)) ** 0.5),
+    }
+    return tiles, together | {"ssim": mean(counted["ssim"].fillna(0))}
+
+# %% ../../nbs/50_evaluation/03_pictures.ipynb #1dbc157f
+def further_scores(
+    reconstructions: Mapping[str, xr.Dataset],  # scene -> from reconstruct_scene
+    scenes: Mapping[str, xr.Dataset],  # scene -> as it was
+) -> dict[str, dict[str, float]]:  # name of a score -> value, low, high
+    """Compute what installed packages measure of reconstructions."""
+    found: dict[str, dict[str, float]] = {}
+    for point in registered("sarfm.reconstruction_scores").values():
+        found |= point.load()(reconstructions, scenes)
+    return found

@@ -18,8 +18,9 @@ import pandas as pd
 import xarray as xr
 from torch import nn
 
-from ..datasets.catalog import Scenes, find_scenes
+from ..datasets.catalog import Scenes
 from ..datasets.entries import Entry, entry_folder, load_entry
+from ..datasets.files import find_scenes, scene_files
 from .intervals import Score, class_score, intervals
 from .metrics import confusion, confusions, scores
 from .predict import predict_scene
@@ -30,8 +31,10 @@ from ..models.weights import load_model
 from ..patches.contract import InputContract
 from ..patches.cut import DatedScenes
 from ..patches.splits import NAMES, make_split
+from ..scenes.channels import Target
 from ..scenes.open import flag_meanings, stack_channels
 from ..scenes.rasters import read_file
+from ..scenes.scene import target_variable
 
 # %% ../../nbs/50_evaluation/06_unseen.ipynb #8574c38a
 def candidates(
@@ -40,15 +43,16 @@ def candidates(
     label: str,  # to be compared with
 ) -> tuple[
     dict[str, dict[tuple[str, str], Path]], list[str]
-]:  # scene to {(time, polarisation): file}; names of links that lead out
+]:  # scene to {(date, channel): file}; names of links that lead out
     """Find the scenes that a folder holds, at least in part."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"there is no folder {folder}. Give the one that holds the images and masks")
+    if entry.read.reader != "files":
+        raise ValueError(f"{entry.id} is read by {entry.read.reader!r}; score it as a data set, with its own reader")
     outside: list[str] = []
     found = find_scenes(entry, folder, outside)
-    if label in entry.read.labels:
-        alone = {"scenes": entry.read.labels[label], "times": None}
-        masks = find_scenes(entry.model_copy(update={"read": entry.read.model_copy(update=alone)}), folder, outside)
+    if label in entry.read.targets:
+        masks = find_scenes(entry, folder, outside, entry.read.targets[label])
         found |= {scene: {} for scene in masks if scene not in found}
     return {scene: found[scene] for scene in sorted(found)}, outside
 
@@ -61,7 +65,7 @@ def other_files(
     """List the files of a folder that are part of no scene."""
     folder, (found, outside) = Path(folder), candidates(entry, folder, label)
     parts = {path for files in found.values() for path in files.values()} | {folder / name for name in outside}
-    if pattern := entry.read.labels.get(label):
+    if pattern := entry.read.targets.get(label):
         parts |= {folder / pattern.format(scene=scene) for scene in found}
     rest = (path for path in folder.rglob("*") if path.is_file() and parts.isdisjoint({path, *path.parents}))
     return sorted(path.relative_to(folder).as_posix() for path in rest)
@@ -109,29 +113,24 @@ def truth_of(
     scene: xr.Dataset,  # a Scene with the label
     entry: Entry,  # names the label's classes
     label: str,  # name of the label
-    declared: tuple[float, ...] = (),  # codes that the label's file declares as no data
 ) -> xr.DataArray:  # (y, x) uint8, classes 0 … K-1, 255 where unlabelled; with flags
     """Number the classes of a scene's label as a model does."""
     if label not in scene:
         raise WrongLabel(f"there is no label {label!r} with it; it holds {list(scene.data_vars)}")
-    codes, classes = scene[label].values, dict(sorted(entry.labels[label].classes.items()))
-    if sorted(flag_meanings(scene[label])) != list(classes):
-        raise WrongLabel(f"its codes are {flag_meanings(scene[label])}, those of {entry.id} {list(classes)}")
-    unknown = ~np.isin(codes, [*classes, IGNORE, *declared])
+    codes, target = scene[label].values, entry.target(label)
+    if sorted(flag_meanings(scene[label])) != target.codes:
+        raise WrongLabel(f"its codes are {flag_meanings(scene[label])}, those of {entry.id} {target.codes}")
+    unknown = ~np.isin(codes, [*target.codes, IGNORE])
     if unknown.any():
-        names = ", ".join(f"{code} {kind.name}" for code, kind in classes.items())
+        names = ", ".join(f"{code} {name}" for code, name in sorted(target.classes.items()))
         raise WrongLabel(
             f"holds the codes {np.unique(codes[unknown])[:8].tolist()} in {int(unknown.sum())} px, which {entry.id} doesn't name"
-            f" ({names}); repair the mask, or name the codes in the entry (labels, recode)"
+            f" ({names}); repair the mask, or name the codes in the entry (targets, recode)"
         )
-    numbers = np.full(codes.shape, IGNORE, np.uint8)
-    for number, code in enumerate(classes):
-        numbers[codes == code] = number
-    meanings = " ".join(kind.name.replace(" ", "_") for kind in classes.values())
-    flags = {"flag_values": np.arange(len(classes), dtype=np.uint8), "flag_meanings": meanings}
-    if all(kind.color for kind in classes.values()):
-        flags["flag_colors"] = " ".join(kind.color for kind in classes.values())
-    return xr.DataArray(numbers, dims=("y", "x"), attrs=flags)
+    names, colors = (
+        dict(enumerate(each[c] for c in target.codes if c in each)) for each in (target.classes, target.colors)
+    )
+    return target_variable(target.encode(codes), Target(label, classes=names, colors=colors))
 
 # %% ../../nbs/50_evaluation/06_unseen.ipynb #4c3fc76d
 class Scoreable(Mapping):
@@ -151,11 +150,8 @@ class Scoreable(Mapping):
     ) -> xr.Dataset:  # a Scene with the variable `truth`
         if name not in self.names:
             raise KeyError(f"{name!r} is not among the {len(self)} scenes that can be scored")
-        entry, declared = self.scenes.entry, ()
         scene = self.scenes[name]
-        if pattern := entry.read.labels.get(self.label):
-            declared = read_file(self.scenes.folder / pattern.format(scene=name)).bands[0].nodata
-        return scene.assign(truth=truth_of(scene, entry, self.label, declared))
+        return scene.assign(truth=truth_of(scene, self.scenes.entry, self.label))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -171,14 +167,12 @@ def _files(
     found: dict[tuple[str, str], Path],  # those that are there
 ) -> tuple[dict[str, Path], dict[str, Path]]:  # images and masks that it should have: name below the folder to path
     """List the files that a scene should consist of."""
-    read, bands = entry.read, [""]
-    if "{polarisation}" in read.scenes:
-        bands = read.polarisations or [band.name for band in entry.bands]
-    times = read.times if "{time}" in read.scenes else [""]
-    images = [
-        found.get((t, b), folder / read.scenes.format(scene=name, time=t, polarisation=b)) for t in times for b in bands
-    ]
-    masks = [folder / pattern.format(scene=name) for pattern in read.labels.values()]
+    read = entry.read
+    bands = list(entry.channels) if "{channel}" in read.scenes else [""]
+    dated = {"{time}" in read.scenes: read.times, "{season}" in read.scenes: read.seasons}.get(True) or [""]
+    named = lambda t, b: folder / read.scenes.format(scene=name, time=t, season=t, channel=b)
+    images = [found.get((t, b), named(t, b)) for t in dated for b in bands]
+    masks = [folder / pattern.format(scene=name) for pattern in read.targets.values()]
     return tuple({path.relative_to(folder).as_posix(): path for path in named} for named in (images, masks))
 
 
@@ -223,13 +217,13 @@ def label_to_score(
     label: str = "",  # asked for; the entry's only one when empty
 ) -> str:  # name of a label
     """Choose the label that a model is compared with."""
-    if not entry.labels:
+    if not entry.targets:
         raise ValueError(
-            f"{entry.id} describes no label, so there is nothing to compare with; add `labels` to its entry"
+            f"{entry.id} describes no target, so there is nothing to compare with; add `targets` to its entry"
         )
-    if label in entry.labels or (not label and len(entry.labels) == 1):
-        return label or next(iter(entry.labels))
-    raise ValueError(f"{entry.id} has the labels {sorted(entry.labels)}; got {label!r}. Name the one that was learnt")
+    if label in entry.targets or (not label and len(entry.targets) == 1):
+        return label or next(iter(entry.targets))
+    raise ValueError(f"{entry.id} has the targets {sorted(entry.targets)}; got {label!r}. Name the one that was learnt")
 
 
 def scoreable(
@@ -241,10 +235,9 @@ def scoreable(
 ) -> tuple[Mapping[str, xr.Dataset], pd.DataFrame]:  # scenes with their `truth`; a row per refusal: scene, file, reason
     """Open every scene that a folder could hold, and list those that can't be scored."""
     folder, label = Path(folder), label_to_score(entry, label)
-    only = {name: pattern for name, pattern in entry.read.labels.items() if name == label}
-    entry = entry.model_copy(update={"read": entry.read.model_copy(update={"labels": only})})
+    entry = _only(entry, label)
     found, outside = candidates(entry, folder, label)
-    every, refused = Scoreable(Scenes(entry, folder, found), list(found), label), []
+    every, refused = Scoreable(Scenes(entry, folder, scene_files(entry, folder, found)), list(found), label), []
     for name in found:
         try:
             _check(every[name], contract, times)
@@ -254,6 +247,15 @@ def scoreable(
     bad = {row["scene"] for row in refused}
     good = Scoreable(every.scenes, [name for name in found if name not in bad], label)
     return DatedScenes(good) if times == "scenes" else good, pd.DataFrame(refused, columns=["scene", "file", "reason"])
+
+
+def _only(entry: Entry, label: str) -> Entry:
+    """Leave out the files of other targets, which nobody needs for a score."""
+    read, inner = entry.read, [name for name in entry.targets if name not in entry.read.targets]
+    kept = {"targets": {n: p for n, p in read.targets.items() if n == label}}
+    kept["recode"] = {n: codes for n, codes in read.recode.items() if n == label}
+    targets = {n: target for n, target in entry.targets.items() if n == label or n in inner}
+    return entry.model_copy(update={"read": read.model_copy(update=kept), "targets": targets})
 
 
 def _check(scene: xr.Dataset, contract: InputContract, times: str) -> None:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from .challenge import STATISTICS, SYSTEM_1_STATISTICS, VARIABLES, SceneName, ancillary, parse_name
 from .charts import CHARTS, chart_label, classify, draw_charts, parse_codes
+from .variables import STATISTICS, SYSTEM_1_STATISTICS, VARIABLES, SceneName, ancillary, parse_name
 from ..io.files import CorruptData
 from ..scenes.accessor import SceneAccessor
 from ..scenes.scene import make_scene

@@ -8,6 +8,7 @@ __all__ = ['UNLABELLED', 'NOT_FILLED', 'CHARTS', 'MERGES', 'Chart', 'chart_of', 
 
 # %% ../../nbs/80_ice/02_charts.ipynb #05a7d242
 from collections.abc import Mapping, Sequence
+from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,7 +16,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..datasets.entries import load_entry
 from ..scenes.channels import Target
+from ..scenes.scene import target_variable
 
 # %% ../../nbs/80_ice/02_charts.ipynb #4748aae0
 UNLABELLED = 255  # in all three charts
@@ -28,19 +31,35 @@ class Chart(NamedTuple):
     name: str  # as sarfm calls its variable: sic, sod or floe
     title: str  # for a legend
     variable: str  # as the files call it
-    classes: dict[int, str]  # class to meaning
-    colors: dict[int, str]  # class to colour, red green blue in hexadecimal
     codes: dict[int, int]  # SIGRID-3 code to class; 255 where a code says nothing that can be learnt
 
+    @property
+    def target(self) -> Target:  # classes, names and colours, as the data set's entry states them
+        """State the chart as a target."""
+        return _described()[self.name]
+
+    @property
+    def classes(self) -> Mapping[int, str]:  # class to meaning
+        """Name the classes."""
+        return self.target.classes
+
+    @property
+    def colors(self) -> Mapping[int, str]:  # class to colour, red green blue in hexadecimal
+        """Colour the classes."""
+        return self.target.colors
+
+
+@cache
+def _described() -> dict[str, Target]:
+    """Read the charts' classes from the entry."""
+    entry = load_entry("ai4arctic_raw")
+    return {name: entry.target(name) for name in entry.targets}
+
 # %% ../../nbs/80_ice/02_charts.ipynb #d0e0607f
-_WATER = "#96c8ff"
-_TENTHS = ("#c8ffd2", "#aaffb9", "#8cffa0", "#ffffa0", "#ffff50", "#ffff00", "#ffaa46", "#ff7d07", "#ff4646", "#ff0000")
 _SIC = Chart(
     "sic",
     "Sea ice concentration",
     "SIC",
-    {tenth: f"{10 * tenth} percent" for tenth in range(11)},
-    dict(enumerate((_WATER, *_TENTHS))),
     {0: 0, 1: 0, 2: 0, 55: 0} | {10 * tenth: tenth for tenth in range(1, 10)} | {91: 10, 92: 10},
 )
 
@@ -54,25 +73,19 @@ _SOD_CODES = {
     5: (95, 96, 97),
     255: (98, 99),
 }
-_STAGES = ("open water", "new ice", "young ice", "thin first-year ice", "thick first-year ice", "old ice")
 _SOD = Chart(
     "sod",
     "Stage of development",
     "SOD",
-    dict(enumerate(_STAGES)),
-    dict(enumerate((_WATER, "#f0d2fa", "#aa28f0", "#9bd200", "#007800", "#b46432"))),
     {code: stage for stage, codes in _SOD_CODES.items() for code in codes},
 )
 
 # %% ../../nbs/80_ice/02_charts.ipynb #eb1c066b
 _FLOE_CODES = {0: (0,), 1: (2,), 2: (3,), 3: (4,), 4: (5,), 5: (6, 7), 6: (9, 10), 255: (1, 8, 21, 22)}
-_FORMS = ("open water", "cake ice", "small floe", "medium floe", "big floe", "vast floe", "bergs")
 _FLOE = Chart(
     "floe",
     "Form of ice",
     "FLOE",
-    dict(enumerate(_FORMS)),
-    dict(enumerate((_WATER, "#ffffb2", "#fecc5c", "#fd8d3c", "#e31a1c", "#800026", "#696969"))),
     {code: form for form, codes in _FLOE_CODES.items() for code in codes},
 )
 CHARTS: Mapping[str, Chart] = MappingProxyType({chart.name: chart for chart in (_SIC, _SOD, _FLOE)})
@@ -95,21 +108,15 @@ def chart_label(
     chart = chart_of(name)
     if values.dtype != np.uint8 or values.ndim != 2:
         raise ValueError(f"expected {name} as uint8 (H, W), 255 where unlabelled; got {values.dtype} {values.shape}")
-    said = {
-        "long_name": chart.title.lower(),
-        "flag_values": np.array(list(chart.classes), np.uint8),
-        "flag_meanings": " ".join(meaning.replace(" ", "_") for meaning in chart.classes.values()),
-        "flag_colors": " ".join(chart.colors.values()),
-    }
-    return xr.DataArray(values, dims=("y", "x"), name=name, attrs=said)
+    label = target_variable(values, chart.target)
+    return label.assign_attrs({"long_name": chart.title.lower()} | label.attrs)
 
 # %% ../../nbs/80_ice/02_charts.ipynb #6f902002
 def chart_targets(
     charts: Sequence[str] = ("sic", "sod", "floe"),  # which
 ) -> dict[str, Target]:  # by name
     """State the charts as targets of classes."""
-    known = {name: chart_of(name) for name in charts}
-    return {name: Target(name, classes=chart.classes, colors=chart.colors) for name, chart in known.items()}
+    return {name: chart_of(name).target for name in charts}
 
 
 def at_sea(

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from .charts import CHARTS
 from sarfm.viz.classes import (
-    CHART_NAMES,
     averaged,
     chart_layers,
     chart_panels,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 def show_charts(
     scene: xr.Dataset,  # the Scene contract, with or without charts
     predicted: xr.Dataset | None = None,  # predicted charts of the same names, on the scene's pixels
-    charts: Sequence[str] = CHART_NAMES,  # which charts, from left to right
+    charts: Sequence[str] = tuple(CHARTS),  # which charts, from left to right
     channels: Sequence[str] = ("hh", "hv"),  # the backscatter beside them
     side_px: int = 700,  # about so many pixels are drawn of the longer side
     titles: tuple[str, str] = ("chart", "prediction"),  # of the upper and the lower charts

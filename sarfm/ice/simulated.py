@@ -19,8 +19,8 @@ from pyproj import CRS, Transformer
 from scipy import ndimage
 from scipy.special import ndtri
 
-from .challenge import ancillary
 from .charts import chart_label
+from .variables import ancillary
 from ..scenes.scene import check_scene, make_scene
 from sarfm.scenes.simulate import (
     BENDS_M,

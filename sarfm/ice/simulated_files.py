@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SERVICES', 'PLACES', 'POLE', 'EDITIONS', 'standin_name', 'write_raw', 'halve', 'write_ready', 'Standin',
-           'standin_request', 'write_standins']
+           'standin_request', 'write_standins', 'simulate_dataset']
 
 # %% ../../nbs/80_ice/06_simulated_files.ipynb #401429c6
 import json
@@ -271,3 +271,18 @@ def _check_kept(
             raise ValueError(
                 f"{path} was made with shape {held['shape']} and another seed or side; expected {list(request['shape'])}. Choose another folder or the parameters of before"
             )
+
+# %% ../../nbs/80_ice/06_simulated_files.ipynb #b9b31859
+def simulate_dataset(
+    folder: str | Path,  # of the data set; created
+    scenes: int = 60,  # all scenes, those of the test among them
+    test: int = 12,  # scenes held out for the test
+    side_px: int = 1000,  # side of a scene, px of 40 m
+    seed: int = 0,  # of everything that is drawn
+    jobs: int = 1,  # processes
+    progress: bool = True,  # show a bar
+) -> list[Path]:  # the files, training first
+    """Make the files of a simulated AI4Arctic data set; run again, it continues."""
+    if not 0 <= test <= scenes:
+        raise ValueError(f"expected 0 <= test <= scenes, got {test} of {scenes}; hold fewer out")
+    return write_standins(folder, scenes - test, test, side_px, seed, jobs=jobs, progress=progress)

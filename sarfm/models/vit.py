@@ -208,9 +208,9 @@ class Encoder(nn.Module):
     """Encode the patches of an image, all or only the visible ones, into tokens."""
 
     sizes = {
-        "vit-nano": EncoderSize({"width": 128, "depth": 4, "heads": 4}, 1e-3, 32),
-        "vit-tiny": EncoderSize({"width": 192, "depth": 12, "heads": 3}, 5e-4, 64),
-        "vit-small": EncoderSize({"width": 384, "depth": 12, "heads": 6}, 3e-4, 64),
+        "vit-nano": EncoderSize({"width": 128, "depth": 4, "heads": 4}, 1e-3, 32, (128, 2, 4)),
+        "vit-tiny": EncoderSize({"width": 192, "depth": 12, "heads": 3}, 5e-4, 64, (192, 4, 6)),
+        "vit-small": EncoderSize({"width": 384, "depth": 12, "heads": 6}, 3e-4, 64, (256, 4, 8)),
         "vit-base": EncoderSize({"width": 768, "depth": 12, "heads": 12}, 1.5e-4, 64),
         "vit-large": EncoderSize({"width": 1024, "depth": 24, "heads": 16}, 1.5e-4, 32),
         "vit-huge": EncoderSize({"width": 1280, "depth": 32, "heads": 16}, 1e-4, 32),

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'DEFAULT', 'split_by_region', 'split_by_scene', 'split_by_block', 'label_subset', 'label_counts',
-           'balanced_order', 'protocol_lists', 'assert_disjoint', 'split_by_list', 'make_split']
+           'balanced_order', 'protocol_lists', 'assert_disjoint', 'split_by_list', 'make_split', 'Split']
 
 # %% ../../nbs/20_patches/06_splits.ipynb #7b8ce1d0
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -125,12 +126,13 @@ def label_subset(
 # %% ../../nbs/20_patches/06_splits.ipynb #8dadbc51
 def label_counts(
     store: PatchStore,  # where the patches are
-    labels: Sequence[str] | None = None,  # labels to count; all when None
+    labels: Sequence[str] | None = None,  # targets to count, classes of pixels; all such when None
 ) -> pd.DataFrame:  # pixels: one row per place, columns (label, code)
     """Count the labelled, valid pixels of each class and scene, at the coarsest scale that the store holds."""
-    labels, index = list(store.labels) if labels is None else list(labels), store.index
-    if missing := [name for name in labels if name not in store.labels]:
-        raise ValueError(f"{store.path} has no labels {missing}; it holds {list(store.labels)}")
+    countable = [name for name, target in store.targets.items() if (target.kind, target.of) == ("classes", "pixel")]
+    labels, index = countable if labels is None else list(labels), store.index
+    if missing := [name for name in labels if name not in countable]:
+        raise ValueError(f"{store.path} has no classes of pixels {missing}; it holds {countable}")
     place, factor = _place(index["scene"]), _factor(index["scene"])
     coarsest = index[factor == factor.groupby(place).transform("max")]
     counts = {}
@@ -154,10 +156,10 @@ def _count_scene(
     for name in labels:
         whole = np.full(shape, -1, np.int64)
         for p in patches.itertuples():
-            codes = store.read(p.patch, f"label_{name}").astype(np.int64)
+            codes = store.read(p.patch, f"target_{name}").astype(np.int64)
             seen = np.where(store.read(p.patch, "valid"), codes, -1)[: p.height, : p.width]
             whole[p.row : p.row + p.height, p.col : p.col + p.width] = seen
-        counts |= {(name, code): int((whole == code).sum()) for code in sorted(store.labels[name])}
+        counts |= {(name, code): int((whole == code).sum()) for code in store.targets[name].codes}
     return counts
 
 # %% ../../nbs/20_patches/06_splits.ipynb #99984611
@@ -301,6 +303,7 @@ def make_split(
     axis: str = "x",  # for "region"
     gap_px: int = 0,  # for "region"
     blocks: int = 20,  # for "block"; fewer when there are fewer scenes
+    pattern: str = "TTTvTTTttT",  # for "block": part of each block, as `split_by_block` takes it
     seed: int = 0,  # for "scene"
     lists: Mapping[str, Sequence[str]] | None = None,  # for "list": name -> scenes, among them "val" and "test"
     train_list: str = "train_100",  # for "list": which of them to train on
@@ -311,7 +314,7 @@ def make_split(
     elif kind == "scene":
         split = split_by_scene(index, fractions, seed)
     elif kind == "block":
-        split = split_by_block(index, min(blocks, _place(index["scene"]).nunique()))
+        split = split_by_block(index, min(blocks, _place(index["scene"]).nunique()), pattern)
     elif kind == "list":
         split = split_by_list(index, lists or {}, train_list)
     else:
@@ -324,3 +327,35 @@ def make_split(
             "that part; cut smaller patches or a smaller stride, or give the part a larger fraction"
         )
     return split
+
+# %% ../../nbs/20_patches/06_splits.ipynb #d73e4e87
+@dataclass(frozen=True)
+class Split:
+    """State who learns from what."""
+
+    by: str = "entry"  # what is held out, one of entry | region | scene | block | list; entry is the data set's default
+    axis: str = "y"  # bands of a split by region, side by side (x) or above each other (y), one of x | y
+    fractions: tuple[float, ...] = (
+        0.5,
+        0.25,
+        0.25,
+    )  # train, val and test, in this order from the top or left, in (0, 1)
+    train_list: str = "train_100"  # scenes to learn from in a split by list, such as pretrain_80
+    seed: int = 0  # of the shuffle of a split by scene, >= 0
+    scales: tuple[int, ...] = ()  # factors to learn from, each >= 1; all of them when empty
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fractions", tuple(self.fractions))
+        object.__setattr__(self, "scales", tuple(self.scales))
+
+    def parts(
+        self,
+        store: PatchStore,  # where the patches are
+    ) -> pd.Series:  # "train", "val", "test" or "" per patch; "" too for scales that are left out
+        """Divide the patches of a store."""
+        stated = {"by": "region", **store.default_split} if self.by == "entry" else {"by": self.by}
+        fractions = dict(zip(NAMES, self.fractions, strict=True))
+        lists = protocol_lists(store.index, label_counts(store)) if stated["by"] == "list" else None
+        options = {"axis": self.axis, "seed": self.seed, "lists": lists, "train_list": self.train_list} | stated
+        parts = make_split(store.index, options.pop("by"), fractions, **options)
+        return parts.where(_factor(store.index["scene"]).isin(self.scales), "") if self.scales else parts

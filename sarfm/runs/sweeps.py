@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..io.files import atomic_write
-from .folders import read_run
-from .notebooks import check_parameters
+from .folders import flatten, read_run
+from .parameters import check_parameters
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +61,7 @@ def _stage_problem(said: Any, alone: bool) -> str | None:  # what is wrong, if a
             "notebook and perhaps parameters and sweep" if alone else "notebook, sweep and perhaps parameters and first"
         )
         return f"expected {words}; got {said if not isinstance(said, dict) else list(said)}"
-    lists, fixed = said.get("sweep", {}), said.get("parameters") or {}
+    lists, fixed = said.get("sweep", {}), flatten(said.get("parameters") or {})
     empty = [n for n, v in lists.items() if not isinstance(v, list) or not v] if isinstance(lists, dict) else ["sweep"]
     if empty or (not lists and not alone):
         return f"sweep holds one list of values for each name; {', '.join(empty) or 'it'} has none"
@@ -72,7 +72,7 @@ def _stage_problem(said: Any, alone: bool) -> str | None:  # what is wrong, if a
 
 def _planned(said: dict[str, Any], name: str, before: dict[str, dict[str, PlannedRun]]) -> dict[str, PlannedRun]:
     """Combine the values of a stage with each other and with the runs before it that it asks for."""
-    lists, fixed = said.get("sweep", {}), said.get("parameters") or {}
+    lists, fixed = said.get("sweep", {}), flatten(said.get("parameters") or {})
     asked = {p: v[1:] for p, v in fixed.items() if isinstance(v, str) and v.startswith("@") and v != "@"}
     if unknown := sorted(set(asked.values()) - set(before)):
         raise ValueError(f"@{unknown[0]} is no run that stands before it under first: {sorted(before)}")

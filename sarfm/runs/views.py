@@ -8,13 +8,10 @@ __all__ = ['held_out_scenes', 'class_map', 'LivePreview']
 # %% ../../nbs/70_runs/05_views.ipynb #d9b909c7
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..patches.contract import InputContract
-from ..patches.loading import remap_table
 from ..patches.prepare import PatchStore, restore
 from .folders import RunFolder
-from ..scenes.open import flag_meanings
+from ..scenes.channels import Target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,16 +49,10 @@ def class_map(
     label: "xr.DataArray",  # (y, x) codes, with CF flags
 ) -> "xr.DataArray":  # (y, x) uint8, classes 0 … K-1 in the order of the codes, 255 elsewhere; with flags
     """Number the classes of a label as a model does."""
-    meanings = dict(sorted(flag_meanings(label).items()))
-    table, codes = remap_table(meanings), np.asarray(label.values).astype(np.int64)
-    beyond = len(table) - 1  # where the table says 255
-    values = table[np.where((codes < 0) | (codes > beyond), beyond, codes)]
-    numbers = np.arange(len(meanings), dtype=np.uint8)
-    attrs = {"flag_values": numbers, "flag_meanings": " ".join(name.replace(" ", "_") for name in meanings.values())}
-    colours = str(label.attrs.get("flag_colors", "")).split()
-    if len(colours) == len(meanings):
-        attrs["flag_colors"] = " ".join(colours)
-    return label.copy(data=values).drop_attrs().assign_attrs(attrs)
+    target = Target.from_attrs(str(label.name), label.attrs)
+    colours = {k: target.colors[code] for k, code in enumerate(target.codes) if target.colors}
+    numbered = Target(target.name, classes=dict(enumerate(target.names)), colors=colours)
+    return label.copy(data=target.encode(label.values)).drop_attrs().assign_attrs(numbered.attrs())
 
 # %% ../../nbs/70_runs/05_views.ipynb #0cdfcecc
 class LivePreview:
@@ -73,12 +64,10 @@ class LivePreview:
         scene: "xr.Dataset",  # not trained on
         contract: InputContract,  # what the model takes
         tile_px: int,  # side of a tile, px: the training crop
-        ratio: float = 0.75,  # fraction of patches hidden, in (0, 1)
-        masking: str = "random",  # one of random | block
         channel: str | None = None,  # shown; the first when None
     ):
         self.run, self.scene, self.contract, self.tile_px = run, scene, contract, tile_px
-        self.ratio, self.masking, self.channel, self._shown = ratio, masking, channel, None
+        self.channel, self._shown = channel, None
 
     def __call__(
         self,
@@ -90,9 +79,7 @@ class LivePreview:
         from sarfm.evaluation.pictures import reconstruct_scene
         from sarfm.viz.figures import show_reconstruction
 
-        made = reconstruct_scene(
-            training.trained(), self.contract, self.scene, self.ratio, 0, self.masking, self.tile_px
-        )
+        made = reconstruct_scene(training.trained(), self.contract, self.scene, tile=self.tile_px)
         figure = show_reconstruction(made, self.channel, self.scene)
         figure.suptitle(f"after {training.step} of {training.recipe.steps} steps", fontsize=10)
         picture = Image(filename=str(self.run.figure(figure, "preview")))

@@ -16,15 +16,18 @@ import xarray as xr
 
 from ..io.files import CorruptData, atomic_path
 from .accessor import SceneAccessor
+from .channels import Target
 from sarfm.scenes.questions import (
     OpenQuestion,
     Questions,
+    answer_for,
     calibrated,
+    check_answers,
     check_same_grid,
-    choose_polarisations,
+    choose_channels,
     lay_out_sources,
     name_bands,
-    read_label,
+    read_target,
     settle_statements,
     sort_bands,
     stack_dates,
@@ -32,6 +35,7 @@ from sarfm.scenes.questions import (
 from .rasters import open_data, read_file
 from sarfm.scenes.scene import (
     channel_names,
+    channels_of,
     check_scene,
     flag_meanings,
     label_names,
@@ -96,73 +100,148 @@ def _saved_scene(
 
 def _select(
     scene: xr.Dataset,  # a Scene
-    polarisations: Sequence[str] | None,  # those to take, in order; all when None
+    channels: Sequence[str] | None,  # those to take, in order; all when None
     path: Path,  # for the message
-) -> xr.Dataset:  # with those polarisations
-    """Take polarisations of a saved scene."""
-    held = measured_variables(scene)
-    wanted = [p.lower() for p in polarisations] if polarisations else held
-    missing = [p for p in wanted if p not in held]
-    if missing:
+) -> xr.Dataset:  # with those that were measured among them
+    """Take channels of a saved scene."""
+    held = list(dict.fromkeys(channel.variable for channel in channels_of(scene)))
+    wanted = [p.lower() for p in channels] if channels else held
+    if missing := [p for p in wanted if p not in held]:
         raise ValueError(
-            f"{path} has no {', '.join(map(repr, missing))}; it holds {held}. Choose polarisations it has, or another scene"
+            f"{path} has no {', '.join(map(repr, missing))}; it holds {held}. Choose channels it has, or another scene"
         )
-    rest = scene.drop_vars(held)  # a plain selection would lose the tie points
+    measured = measured_variables(scene)
+    rest = scene.drop_vars([*measured, *(n for n in held if n in wanted and n not in measured)])
     return (
         xr.Dataset({n: scene[n] for n in wanted})
-        .assign_coords(scene.coords)
+        .assign_coords(scene.coords)  # a plain selection would lose the tie points
         .assign(rest.data_vars)
         .assign_attrs(scene.attrs)
     )
 
+
+def _agree_with(
+    scene: xr.Dataset,  # a saved Scene
+    path: Path,  # for the message
+    **answers: Any,  # units and quantity, as given to open_scene
+) -> None:
+    """Refuse answers that contradict a saved scene."""
+    for channel in channels_of(scene):
+        for key, given in answers.items():
+            answer, stated = answer_for(channel.variable, given), getattr(channel, key)
+            if answer not in (None, stated):
+                raise ValueError(f"{path}: {channel} states {key} {stated!r}, but {answer!r} was given; leave it out")
+
+# %% ../../nbs/10_scenes/07_open.ipynb #9854662f
+def _named_bands(
+    files: list[tuple[str | None, Any, Path]],  # channel, date and path
+    rasters: list[Any],  # each file and what it states
+    given: Mapping[str, Any],  # arguments of open_scene
+    questions: Questions,  # to be asked together
+) -> dict[str, list[Any]]:  # channel to one band per date
+    """Name, choose and sort the bands of all files."""
+    answers = {"channels": given["channels"], "bands": given["bands"], "times": given["dates"]}
+    named = [b for (p, t, _), r in zip(files, rasters, strict=True) for b in name_bands(r, p, t, answers, questions)]
+    if questions.asked:  # ask everything else as well, at once
+        keys = ("units", "quantity", "nodata", "formula")
+        rest = {k: None if isinstance(given[k], Mapping) else given[k] for k in keys}
+        settle_statements({"": named}, **rest, questions=questions)
+        questions.raise_if_any()
+    cube = sort_bands(choose_channels(named, given["channels"], files[0][2]), questions, given["dates"])
+    _ask_unstated(rasters, given, questions)
+    return cube
+
+
+def _ask_unstated(
+    rasters: list[Any],  # each file and what it states
+    given: Mapping[str, Any],  # arguments of open_scene
+    questions: Questions,  # to be asked together
+) -> None:
+    """Ask about images that state neither a quantity nor a target, beside others that do."""
+    known = set(map(str, (given["labels"] or {}).values()))
+    silent = [n for r in rasters for n in r.unstated if n not in known]
+    if silent and not given["channels"] and any(band.channel for r in rasters for band in r.bands):
+        taken = list(dict.fromkeys(band.channel for r in rasters for band in r.bands))
+        questions.ask(
+            "channels", f"{silent} state neither what they measure nor what is learnt; leave them out with {taken}"
+        )
+
+# %% ../../nbs/10_scenes/07_open.ipynb #1405f205
+def _read_targets(
+    first: Path,  # the scene's first file
+    stated: Sequence[str],  # variables of it that state to be targets
+    given: Mapping[str, Any],  # arguments of open_scene
+    questions: Questions,  # to be asked together
+) -> dict[str, tuple[Any, Target]]:  # values and what they are, by name
+    """Read all targets of a scene."""
+    asked, meanings = dict(given["labels"] or {}), given["label_meanings"] or {}
+    where = {name: name for name in stated if name not in map(str, asked.values())} | asked
+    read = {n: read_target(n, w, first, meanings.get(n), questions) for n, w in where.items()}
+    return {name: found for name, found in read.items() if found is not None}
+
+# %% ../../nbs/10_scenes/07_open.ipynb #374f5653
+def _calibrated_arrays(
+    cube: dict[str, list[Any]],  # channel to one band per date
+    nodata: Any,  # as given to open_scene
+    formula: Any,  # as given to open_scene
+) -> dict[str, Any]:  # channel to (H, W) or (T, H, W)
+    """Mask no data, apply formulas and stack dates."""
+    arrays = {}
+    for name, bands in cube.items():
+        value = answer_for(name, nodata)
+        missing = () if value in (None, "none") else (float(value),)
+        images = [calibrated(band, missing, answer_for(name, formula)) for band in bands]
+        arrays[name] = stack_dates(images, [band.at for band in bands])
+    return arrays
+
 # %% ../../nbs/10_scenes/07_open.ipynb #edba9370
 def open_scene(
-    source: Any,  # path, list of paths, or dict from polarisation to path or to a list of paths by date
+    source: Any,  # path, list of paths, or dict from channel to path or to a list of paths by date
     *,
-    polarisations: Sequence[str]
+    channels: Sequence[str]
     | None = None,  # names of the bands, where the file states none; else those to take, in order
-    units: str | None = None,  # "dB" or "1" (linear)
-    quantity: str | None = None,  # sigma0, gamma0, beta0, intensity, amplitude or digital_number
-    nodata: float | str | None = None,  # value that stands for no data; "none" to say that there is none
-    formula: str | Mapping[str, str] | None = None,  # e.g. "20*log10(DN)-83"; by polarisation where they differ
-    bands: str | None = None,  # "polarisation" or "time": what the bands of a file are
+    units: str | Mapping[str, str] | None = None,  # "dB", "1" (linear) …; by channel where they differ
+    quantity: str | Mapping[str, str] | None = None,  # sigma0, ratio, coherence …; by channel where they differ
+    nodata: float
+    | str
+    | Mapping[str, float | str]
+    | None = None,  # value that stands for no data, "none" to say that there is none; by channel where they differ
+    formula: str | Mapping[str, str] | None = None,  # e.g. "20*log10(DN)-83"; by channel where they differ
+    bands: str | None = None,  # what the bands of a file are, one of channel | time | season
     times: Sequence[Any] | None = None,  # dates of the files or bands, or names such as "before"
-    variables: Mapping[str, str] | None = None,  # NetCDF, Zarr: variable, or variable/band, to polarisation
-    labels: Mapping[str, str | Path] | None = None,  # label name to file, or to a variable of the file
-    label_meanings: Mapping[str, Mapping[int, str]] | None = None,  # label name to code to meaning
+    seasons: Sequence[str] | None = None,  # seasons of the files or bands, instead of dates
+    variables: Mapping[str, str] | None = None,  # NetCDF, Zarr: variable, or variable/band, to channel
+    labels: Mapping[str, str | Path] | None = None,  # target to file, or to a variable of the file
+    label_meanings: Mapping[str, Target | Mapping[int, str]]
+    | None = None,  # target to what it is, or to code to meaning
     attrs: Mapping[str, Any] | None = None,  # provenance to add: sensor, looks, licence …
     chunks: int | None = None,  # block side of dask arrays, px; lazy only for large files when None
 ) -> xr.Dataset:  # a Scene
     """Open files as a Scene, or ask what they leave open."""
-    if bands not in (None, "polarisation", "time"):
-        raise ValueError(f"expected bands='polarisation' or 'time', got {bands!r}")
-    files = lay_out_sources(source, polarisations, times, bands)
-    if len(files) == 1 and (saved := _saved_scene(files[0][2])) is not None:
-        return _select(saved, polarisations, files[0][2])
-    questions = Questions(str(files[0][2]))
-    rasters = [read_file(path, variables, chunks) for _, _, path in files]
-    answers = {"polarisations": polarisations, "bands": bands, "times": times}
-    named = [b for (p, t, _), r in zip(files, rasters, strict=True) for b in name_bands(r, p, t, answers, questions)]
-    if questions.asked:  # ask everything else as well, at once
-        settle_statements(
-            {"": named}, units, quantity, nodata, None if isinstance(formula, Mapping) else formula, questions
+    if bands not in (None, "channel", "time", "season") or None not in (times, seasons):
+        raise ValueError(
+            f"expected bands='channel', 'time' or 'season', and times or seasons, got {bands!r}; choose one"
         )
-        questions.raise_if_any()
-    cube = sort_bands(choose_polarisations(named, polarisations, files[0][2]), questions, times)
+    dates = times if seasons is None else seasons
+    files = lay_out_sources(source, channels, dates, bands)
+    first = files[0][2]
+    if len(files) == 1 and (saved := _saved_scene(first)) is not None:
+        _agree_with(saved, first, units=units, quantity=quantity)
+        return _select(saved, channels, first)
+    questions, wanted = Questions(str(first)), [name.lower() for name in channels or ()]
+    rasters = [read_file(path, variables, chunks, wanted) for _, _, path in files]
+    given = {"channels": channels, "bands": bands, "dates": dates, "labels": labels, "label_meanings": label_meanings}
+    given |= {"units": units, "quantity": quantity, "nodata": nodata, "formula": formula}
+    cube = _named_bands(files, rasters, given, questions)
+    check_answers(list(cube), units=units, quantity=quantity, nodata=nodata, formula=formula)
     said = settle_statements(cube, units, quantity, nodata, formula, questions)
-    read = {
-        n: read_label(n, w, files[0][2], (label_meanings or {}).get(n), questions) for n, w in (labels or {}).items()
-    }
+    targets = _read_targets(first, rasters[0].targets, given, questions)
     questions.raise_if_any()
     check_same_grid(rasters)
-    extra = () if nodata in (None, "none") else (float(nodata),)
-    of = formula if isinstance(formula, Mapping) else dict.fromkeys(cube, formula)
-    dates = [b.time for b in next(iter(cube.values()))]
-    arrays = {p: stack_dates([calibrated(b, extra, of.get(p)) for b in bs], dates) for p, bs in cube.items()}
     provenance = rasters[0].attrs | {"source": ", ".join(dict.fromkeys(p.name for _, _, p in files))}
     provenance |= ({"formula": str(formula)} if formula else {}) | dict(attrs or {})
     place = {"crs": rasters[0].crs, "transform": rasters[0].transform, "gcps": rasters[0].tie_points}
-    labels_read = {n: v for n, v in read.items() if v is not None}
-    return make_scene(
-        arrays, **said, **place, times=dates if dates != [None] else None, labels=labels_read, attrs=provenance
-    )
+    along = "season" if seasons is not None or bands == "season" or rasters[0].along == "season" else "time"
+    at = next(([b.at for b in bands] for bands in cube.values() if bands[0].at is not None), None)
+    place |= {f"{along}s": at}
+    return make_scene(_calibrated_arrays(cube, nodata, formula), **said, **place, labels=targets, attrs=provenance)

@@ -10,7 +10,7 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 
 from ..io.files import CorruptData
-from .tags import Band, Raster, stated_polarisation, stated_quantity, stated_time, stated_unit
+from .tags import Band, Raster, stated_channel, stated_measure, stated_polarisation, stated_time
 
 # %% ../../nbs/10_scenes/03_rasters.ipynb #dc38ce77
 LAZY_ABOVE = 64_000_000  # pixels in a file; larger ones are opened as dask arrays
@@ -93,16 +93,17 @@ def _band_statement(
 ) -> dict[str, Any]:  # fields of a Band
     """Collect what a raster says about one band."""
     tags, description = raster.tags(index), raster.descriptions[index - 1]
-    names = [description, tags.get("name"), tags.get("polarisation") or tags.get("polarization")]
+    polarisation, quantity = tags.get("polarisation") or tags.get("polarization"), tags.get("quantity")
     unit_text = raster.units[index - 1] or tags.get("units") or raster.tags().get("units")
-    units, quantity = stated_unit(unit_text)
+    names = [description, tags.get("name")]
+    measured = [stated_measure(unit_text, quantity, name) for name in names]
     nodata = raster.nodatavals[index - 1]
     return {
         "label": f"band {index}" + (f" {description!r}" if description else ""),
-        "polarisation": next(filter(None, map(stated_polarisation, names)), None),
-        "time": stated_time(description),
-        "units": units,
-        "quantity": quantity or next(filter(None, map(stated_quantity, names)), None),
+        "channel": next(filter(None, (stated_channel(name, polarisation, quantity) for name in names)), None),
+        "at": stated_time(description),
+        "units": measured[0][0],
+        "quantity": next(filter(None, (what for _, what in measured)), None),
         "nodata": () if nodata is None else (float(nodata),),
         "unit_text": unit_text,
     }
@@ -241,55 +242,80 @@ def _variable_bands(
     path: Path,  # for messages
     name: str,  # variable, or variable/band
     image: xr.DataArray,  # (H, W) or (time, H, W)
-    polarisation: str | None,  # what the caller says it is
+    channel: str | None,  # what the caller says it is
     chunks: int | None,  # block side of dask arrays, px
 ) -> list[Band]:  # one per date
     """Turn one variable into bands with the file's statements."""
     said = image.attrs
-    units, quantity = stated_unit(said.get("units"))
+    units, quantity = stated_measure(said.get("units"), said.get("quantity"), said.get("standard_name") or name)
     fills = [image.encoding.get(k, said.get(k)) for k in _FILL_KEYS]
     nodata = tuple(float(f) for f in fills if f is not None and re.fullmatch(r"[-+.\deE]+|nan|NaN", str(f)))
     statement = {
-        "polarisation": polarisation
-        or stated_polarisation(said.get("polarisation") or said.get("polarization") or name.rsplit("/")[-1]),
+        "channel": channel or _stated_channel(name, image),
         "units": units,
-        "quantity": said.get("quantity") or quantity or stated_quantity(said.get("standard_name") or name),
+        "quantity": quantity,
         "nodata": nodata,
         "unit_text": said.get("units"),
     }
     values = _load(path, name, image, chunks)
     if values.ndim == 2:
         return [Band(values, f"variable {name!r}", **statement)]
-    times = image[image.dims[0]].values if image.dims[0] in image.coords else [None] * len(values)
-    return [Band(v, f"variable {name!r}", time=t, **statement) for v, t in zip(values, times, strict=True)]
+    dates = image[image.dims[0]].values if image.dims[0] in image.coords else [None] * len(values)
+    return [Band(v, f"variable {name!r}", at=t, **statement) for v, t in zip(values, dates, strict=True)]
 
 
+def _stated_channel(
+    name: str,  # variable, or variable/band
+    image: xr.DataArray,  # (H, W) or (time, H, W)
+) -> str | None:  # name of the channel that the variable states to be
+    """Name a variable's channel by its tags and its name."""
+    said = image.attrs
+    return stated_channel(
+        name.rsplit("/")[-1], said.get("polarisation") or said.get("polarization"), said.get("quantity")
+    )
+
+# %% ../../nbs/10_scenes/03_rasters.ipynb #878873d2
+def _is_target(
+    variable: xr.DataArray,  # of an open file
+) -> bool:  # states what is to be learnt, or what its codes mean
+    """Tell targets by their attributes."""
+    return bool({"target_kind", "flag_meanings"} & set(variable.attrs))
+
+
+def _all_images(
+    data: xr.Dataset,  # an open file
+) -> dict[str, xr.DataArray]:  # (H, W) or (time, H, W), by name or name/band
+    """List everything that has rows and columns, but targets, bounds and the grid's own latitude and longitude."""
+    images = {}
+    for name, variable in data.data_vars.items():
+        placed = str(variable.attrs.get("units", "")).startswith("degrees_")
+        if variable.ndim >= 2 and variable.dtype.kind in "iufb" and not placed and not _is_target(variable):
+            images |= {n: v for n, v in _images(str(name), variable).items() if v.ndim in (2, 3)}
+    return images
+
+# %% ../../nbs/10_scenes/03_rasters.ipynb #f83e02e5
 def read_data(
     path: str | Path,  # NetCDF file or Zarr folder
     variables: Mapping[str, str]
-    | None = None,  # variable, or variable/band, to polarisation; those that state one when None
+    | None = None,  # variable, or variable/band, to the channel it is; those that state one when None
     chunks: int | None = None,  # block side of dask arrays, px
+    channels: Sequence[str] = (),  # names of variables to take although they state nothing
 ) -> Raster:  # bands and statements
     """Read a NetCDF file or Zarr store and what it states."""
     path = Path(path)
     with open_data(path) as data:
-        images = {
-            k: v
-            for n, a in data.data_vars.items()
-            if a.ndim >= 2
-            for k, v in _images(str(n), a).items()
-            if v.ndim in (2, 3)
-        }
+        images = _all_images(data)
         missing = [n for n in variables or {} if n not in images]
         if missing:
             raise ValueError(
                 f"{path} has no variable {missing}; it holds {sorted(images)}. Name one of those in variables="
             )
-        stated = lambda n, a: stated_polarisation(
-            a.attrs.get("polarisation") or a.attrs.get("polarization") or n.rsplit("/")[-1]
-        )
-        chosen = variables or {n: None for n, a in images.items() if stated(n, a)}
+        stated = {n: _stated_channel(n, a) or (n.lower() if n.lower() in channels else None) for n, a in images.items()}
+        chosen = variables or {n: channel for n, channel in stated.items() if channel}
         place = _grid_reference(data, images[next(iter(chosen))]) if chosen else {}
+        place["along"] = "season" if any("season" in images[n].dims[:-2] for n in chosen) else "time"
+        place["targets"] = tuple(str(n) for n, v in data.data_vars.items() if _is_target(v))
+        place["unstated"] = () if variables else tuple(n for n in images if n not in chosen)
         bands = [b for n, p in chosen.items() for b in _variable_bands(path, n, images[n], p and p.lower(), chunks)]
         attrs = {k: v for k, v in data.attrs.items() if k in _KEPT_TAGS and isinstance(v, str)}
     if not bands:
@@ -302,8 +328,9 @@ IMAGES, ARRAYS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".vrt"), (".nc", ".n
 
 def read_file(
     path: str | Path,  # any supported file
-    variables: Mapping[str, str] | None = None,  # NetCDF and Zarr: variable to polarisation
+    variables: Mapping[str, str] | None = None,  # NetCDF and Zarr: variable to channel
     chunks: int | None = None,  # block side of dask arrays, px
+    channels: Sequence[str] = (),  # NetCDF and Zarr: variables to take although they state nothing
 ) -> Raster:  # bands and statements
     """Read a file by the reader that its name calls for."""
     path = Path(path)
@@ -316,7 +343,7 @@ def read_file(
     if path.suffix.lower() in ARRAYS or (
         path.is_dir() and ((path / "zarr.json").exists() or (path / ".zgroup").exists())
     ):
-        return read_data(path, variables, chunks)
+        return read_data(path, variables, chunks, channels)
     raise ValueError(
         f"expected one of {IMAGES + ARRAYS}, got {path.name!r}; convert it (gdal_translate), or load its arrays "
         f"yourself and pass them to make_scene: {path}"

@@ -99,16 +99,32 @@ def targets_of(
 def target_variable(
     values: Any,  # codes, numbers, or 0 and 1 for each tag; NumPy or dask array
     target: Target,  # what they are
-) -> xr.DataArray:  # (y, x), (tag,) or without dimensions, with the target's attributes
+) -> xr.DataArray:  # (y, x), (tag_NAME,) or without dimensions, with the target's attributes
     """Make a variable of a Scene from what is to be learnt."""
     values = values if hasattr(values, "dtype") else np.asarray(values)
-    dims = {"pixel": ("y", "x"), "tile": ("tag",) if target.kind == "tags" else ()}[target.of]
+    dims = {"pixel": ("y", "x"), "tile": (f"tag_{target.name}",) if target.kind == "tags" else ()}[target.of]
     if values.ndim != len(dims) or (target.kind != "number" and values.dtype.kind not in "iub"):
         what = {"number": "numbers", "classes": "integer codes", "tags": "zeros and ones"}[target.kind]
         raise ValueError(
             f"expected {target.name} as {what} {dims or 'for the tile'}, got {values.dtype} {values.shape}; round, cast or reshape it first"
         )
-    return xr.DataArray(values, dims=dims, name=target.name, attrs=target.attrs())
+    return xr.DataArray(values, dims=dims, name=target.name, attrs=_flags_as(values.dtype, target.attrs()))
+
+
+def _flags_as(
+    dtype: np.dtype,  # of the values
+    attrs: dict[str, Any],  # of a target
+) -> dict[str, Any]:  # the same, the codes in the type of the values, as CF asks
+    """Write the codes of a target in the type of its values."""
+    codes = attrs.get("flag_values")
+    if (
+        codes is None
+        or dtype.kind not in "iu"
+        or codes.max() > np.iinfo(dtype).max
+        or codes.min() < np.iinfo(dtype).min
+    ):
+        return attrs
+    return attrs | {"flag_values": codes.astype(dtype)}
 
 # %% ../../nbs/10_scenes/04_scene.ipynb #70664e08
 def _problems_of(

@@ -104,7 +104,7 @@ class MultiTask(Training):
 
     def losses(
         self,
-        batch: dict[str, Tensor],  # image, valid, and mask_<chart> for each chart
+        batch: dict[str, Tensor],  # image, valid, and target_<chart> for each chart
         generator: torch.Generator,  # of this step, not used
     ) -> tuple[Tensor, dict[str, Tensor]]:  # the loss; loss_<chart> and accuracy_<chart>
         """Weigh and sum the losses of all charts."""
@@ -124,16 +124,16 @@ class MultiTask(Training):
 
 # %% ../../nbs/40_train/07_multitask.ipynb #dccd060c
 def chart_truths(
-    batch: dict[str, Tensor],  # image, valid, and mask_<chart> for each chart
+    batch: dict[str, Tensor],  # image, valid, and target_<chart> for each chart
     tasks: Mapping[str, int],  # classes of each chart, K
 ) -> dict[str, Tensor]:  # (B, H, W) class numbers for each chart, 255 where unlabelled or not observed
     """Read the labels of all charts, where the image was observed."""
-    if lacking := [f"mask_{chart}" for chart in tasks if f"mask_{chart}" not in batch]:
+    if lacking := [f"target_{chart}" for chart in tasks if f"target_{chart}" not in batch]:
         raise ValueError(
             f"the batch has no {', '.join(lacking)}; it holds {', '.join(batch)}."
-            " Name the charts as labels when making the data module"
+            " Name the charts as targets when making the data module"
         )
-    truths = {chart: batch[f"mask_{chart}"] for chart in tasks}
+    truths = {chart: batch[f"target_{chart}"] for chart in tasks}
     for chart, truth in truths.items():
         outside = (truth != 255) & ((truth < 0) | (truth >= tasks[chart]))
         if truth.device.type == "cpu" and outside.any():  # on a GPU, asking would wait for it in every step
@@ -146,7 +146,7 @@ def chart_truths(
 @torch.no_grad()
 def evaluate_charts(
     model: nn.Module,  # from (image, valid) to {chart: output}; states `tasks` and `regression`
-    loader: Iterable[dict[str, Tensor]],  # batches with image, valid, patch and mask_<chart>
+    loader: Iterable[dict[str, Tensor]],  # batches with image, valid, patch and target_<chart>
     device: str | torch.device = "cpu",  # where the model runs; it is moved there
 ) -> pd.DataFrame:  # one row per patch and chart: patch, chart, t0_p0, t0_p1, ...
     """Count truth against prediction for every chart, patch by patch."""

@@ -15,8 +15,8 @@ from ipywidgets import HTML, Dropdown, FloatSlider, HBox, VBox, jslink
 
 from ..scenes.open import channel_names
 from sarfm.viz.classes import (
-    CHART_NAMES,
     chart_layers,
+    class_maps,
     drawing_step,
     pixel_values,
     present_classes,
@@ -76,10 +76,14 @@ class ChartPictures:
         self,
         scene: xr.Dataset,  # the Scene contract, with or without charts
         predicted: xr.Dataset | None = None,  # predicted charts of the same names, on the scene's pixels
-        first: str = "sic",  # a chart that has to be there, besides those of `CHART_NAMES` that are
+        first: str = "",  # a chart that has to be there, shown before all others; any when empty
         side_px: int = 1500,  # about so many pixels are shown of the longer side
     ):
-        names = [n for n in dict.fromkeys((first, *CHART_NAMES)) if n == first or _has(n, scene, predicted)]
+        names = dict.fromkeys([*([first] if first else []), *class_maps(scene, predicted)])
+        if not names:
+            raise ValueError(
+                "expected a map of classes in the scene or its prediction, got none; predict the scene first"
+            )
         self.layers = {name: chart_layers(scene, predicted, name) for name in names}
         self.scene, self.step, self._made = scene, drawing_step(scene, side_px), {}
         self.grid = project_scene(scene, max_px=side_px)
@@ -97,7 +101,7 @@ class ChartPictures:
 
     def thin(
         self,
-        chart: str,  # such as "sic"
+        chart: str,  # such as "cover"
     ) -> dict[str, xr.DataArray]:  # truth and prediction, those that there are
         """Take of a chart what is drawn."""
         if (chart, "") not in self._made:
@@ -106,7 +110,7 @@ class ChartPictures:
 
     def chart(
         self,
-        chart: str,  # such as "sic"
+        chart: str,  # such as "cover"
         title: str,  # truth, prediction, or anything else for an empty picture
     ) -> str:  # data URI
         """Lay a chart on the map."""
@@ -126,11 +130,6 @@ class ChartPictures:
         at = self.grid.locate(x_m, y_m)
         known = {"pixel": "outside the scene"} if at is None else pixel_values(self.scene, self.layers, *at)
         return {"place": readout(self.grid, x_m, y_m)} | known
-
-
-def _has(name: str, *parts: xr.Dataset | None) -> bool:
-    """Tell whether a label of that name is in one of the data sets."""
-    return any(p is not None and name in p and "flag_values" in p[name].attrs for p in parts)
 
 # %% ../../nbs/60_viz/08_prediction_map.ipynb #a035df51
 def _controls(pictures: ChartPictures, chart: str, channel: str) -> dict[str, Dropdown | FloatSlider]:
@@ -154,7 +153,7 @@ class IceChartMap(VBox):
     def __init__(
         self,
         pictures: ChartPictures,  # what is shown
-        chart: str = "sic",  # shown first
+        chart: str = "",  # shown first; the first of the pictures' when empty
         channel: str = "hh",  # shown first
         height_px: int = 560,  # of the map
     ):
@@ -162,7 +161,7 @@ class IceChartMap(VBox):
 
         self.pictures = pictures
         pictures.radar(channel)  # refuses a channel that isn't there
-        controls = _controls(pictures, chart, channel)
+        controls = _controls(pictures, chart or next(iter(pictures.layers)), channel)
         for name, control in controls.items():
             setattr(self, name, control)
             if name != "opacity":  # which moves in the browser

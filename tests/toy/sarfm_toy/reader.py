@@ -23,7 +23,7 @@ def open_scene(
     from sarfm.scenes.scene import make_scene
 
     with np.load(path) as held:
-        scene = make_scene({"vv": held["vv"], "vh": held["vh"]}, units="dB", quantity="sigma0", nodata="none")
+        scene = make_scene({"vv": held["vv"], "vh": held["vh"]}, units="dB", quantity="sigma0")
         stage = {"target_kind": "classes", "target_of": "pixel", "flag_values": np.array([1, 2, 3])}
         stage["flag_meanings"] = "low middle high"
         return scene.assign(stage=(("y", "x"), held["stage"], stage))
