@@ -81,7 +81,7 @@ class SwinEncoder(nn.Module):
 
     sizes = {
         "swin-nano": EncoderSize(
-            {"width": 32, "depths": (1, 1, 2, 1, (128, 2, 4)), "heads": (1, 2, 4, 8), "window": 4}, 1e-3, 32
+            {"width": 32, "depths": (1, 1, 2, 1), "heads": (1, 2, 4, 8), "window": 4}, 1e-3, 32, (128, 2, 4)
         ),
         "swin-tiny": EncoderSize({"width": 96, "depths": (2, 2, 6, 2, (192, 4, 6)), "heads": (3, 6, 12, 24)}, 5e-4, 64),
         "swin-small": EncoderSize(

@@ -62,11 +62,12 @@ def make_fabric(
     kind, number = check_device(device, devices)
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-    from lightning_fabric.strategies import DDPStrategy
 
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     if devices == 1:
         return Fabric(accelerator=kind, devices=[int(number)] if number else 1, plugins=[LightningEnvironment()])
+    from lightning_fabric.strategies import DDPStrategy
+
     limit, any_use = timedelta(seconds=timeout_s), {"find_unused_parameters": True, "broadcast_buffers": False}
     strategy = DDPStrategy(timeout=limit, **any_use)
     fabric = Fabric(accelerator=kind, devices=devices, strategy=strategy, plugins=[TorchElasticEnvironment()])
