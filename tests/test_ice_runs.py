@@ -12,16 +12,25 @@ import yaml
 from patience import PATIENCE_S, until
 
 from sarfm.ice.tables import difference_table, read_trials
+from sarfm.io.files import carried
 from sarfm.runs.folders import read_run
 from sarfm.runs.parameters import check_parameters, notebook_path, preset_names, read_preset
 
 SWEEPS = notebook_path("pretrain").parent / "sweeps"
 TINY = {
-    "prepare": {"standins": 10, "standin_px": 500, "scales": [2, 5], "patch_px": 48, "stride_px": 48, "jobs": 1},
     "pretrain": {"scales": [2, 5], "patch_px": 48, "stride_px": 48, "steps": 4, "batch_size": 4, "checkpoint_every": 2},
     "icecharts": {"scales": [2, 5], "patch_px": 48, "stride_px": 48, "steps": 3, "batch_size": 2, "seeds": [0, 1]},
     "icereport": {},
 }
+
+
+def few_scenes(folder):
+    """Write the entry of the simulated data set with few and small scenes."""
+    entry = yaml.safe_load((carried("data_catalogs") / "ai4arctic_simulated.yaml").read_text())
+    simulate = {"with": "ai4arctic", "scenes": 10, "test": 2, "side_px": 500, "seed": 0}
+    folder.mkdir(exist_ok=True)
+    (folder / "few.yaml").write_text(yaml.safe_dump(entry | {"simulate": simulate}, sort_keys=False))
+    return folder / "few.yaml"
 
 
 def tiny_sweep(name, path):
@@ -44,6 +53,8 @@ def tiny_sweep(name, path):
         )
         if lists:
             stage["sweep"] = lists
+        if "dataset" in stage["parameters"]:
+            stage["parameters"]["dataset"] = str(few_scenes(path.parent / "few"))
     left_out = ("larger", "larger_finetuned", "larger_scratch", "ratios_finetuned")
     said["first"] = {n: s for n, s in said["first"].items() if n not in left_out}
     path.write_text(yaml.safe_dump(said, sort_keys=False))
@@ -75,11 +86,11 @@ def test_a_sea_ice_sweep_is_killed_continues_and_reports(tmp_path, system):
     until(lambda: list(out.glob("pretrain/*/model.json")), first)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    before = (out / "prepare/run.json").stat().st_mtime_ns
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "few").rglob("*.nc")}
     again = start(sweep, out, tmp_path / "data")
     said = again.communicate(timeout=PATIENCE_S)[0]
     assert again.returncode == 0, said + "".join(p.read_text() for p in out.rglob("run.log"))
-    assert (out / "prepare/run.json").stat().st_mtime_ns == before  # done is done
+    assert made == {p: p.stat().st_mtime_ns for p in (tmp_path / "few").rglob("*.nc")} and len(made) == 20  # made once
     assert all(read_run(p.parent)["status"] == "done" for p in out.rglob("run.json"))
 
     report = out / "icereport"

@@ -13,7 +13,7 @@ from typing import Any
 
 from .entries import READERS, SIMULATORS, Entry, catalog_names, data_folder, entry_folder, load_entry
 from ..io.download import download
-from ..io.files import inside, read_json, sha256, unpack, write_json
+from ..io.files import inside, read_json, sha256, unpack, wait_to_make, write_json
 
 # %% ../../nbs/15_datasets/03_catalog.ipynb #49f938bc
 def _check_classes(
@@ -106,13 +106,10 @@ def make_files(
     progress: bool = True,  # show a progress bar
 ) -> Path:  # the folder, complete
     """Simulate the files of a data set, unless they are there."""
-    from filelock import FileLock
-
     folder, note = Path(folder), Path(folder) / "simulated.json"
     recipe = {"with": entry.simulate.simulator, **entry.simulate.arguments}
     if not note.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".simulating.lock"):
+        with wait_to_make(folder):
             if not note.exists():
                 _simulate(entry, folder, progress)
                 write_json(note, recipe)

@@ -136,6 +136,12 @@ class DefaultSplit(_Strict):
     train_list: str | None = None  # name of the list to learn from; None leaves it to the run
     description: str = ""  # what the authors hold out, and whether that can be trusted
 
+    @property
+    def stated(self) -> dict[str, Any]:  # by name, without the description
+        """Give what the entry says, and leave the rest to the run."""
+        said = {name: getattr(self, name) for name in ("by", "axis", "fractions", "train_list")}
+        return {name: value for name, value in said.items() if value is not None}
+
 # %% ../../nbs/15_datasets/01_entries.ipynb #e40e49cf
 READERS = Registry("sarfm.readers", "reader")
 SIMULATORS = Registry("sarfm.simulators", "simulator")

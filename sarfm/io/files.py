@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_RATIO', 'CARRIED', 'CorruptData', 'publish', 'clear_when_full', 'atomic_path', 'atomic_write', 'write_json',
-           'read_json', 'sha256', 'inside', 'unpack', 'StoreLocked', 'lock', 'carried']
+           'read_json', 'sha256', 'inside', 'unpack', 'StoreLocked', 'lock', 'wait_to_make', 'carried']
 
 # %% ../../nbs/05_io/01_files.ipynb #bed1150b
 import errno
@@ -298,6 +298,19 @@ def lock(
         if os.getpid() == process:  # a child that was forked meanwhile holds nothing
             file.unlink(missing_ok=True)
             held.release()
+
+# %% ../../nbs/05_io/01_files.ipynb #4f6d9a10
+@contextmanager
+def wait_to_make(
+    path: str | Path,  # what is to be made, a file or a folder; the lock stands beside it as .PATH.making
+) -> Iterator[None]:
+    """Wait for the only right to make `path`; what another process made meanwhile is there then."""
+    from filelock import FileLock
+
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.making")):
+        yield
 
 # %% ../../nbs/05_io/01_files.ipynb #b77c01ef
 CARRIED = {"data_catalogs": "data_catalogs", "run_notebooks": "nbs/runs"}

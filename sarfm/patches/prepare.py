@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import pandas as pd
 import xarray as xr
 
 from ..datasets.entries import data_folder, entry_folder, load_entry
-from ..io.files import CorruptData, atomic_path, lock, read_json, sha256, write_json
+from ..io.files import CorruptData, atomic_path, lock, read_json, sha256, wait_to_make, write_json
 from ..io.processes import in_processes, processes
 from .cut import DatedScenes, cut_band, patch_index, stored_values
 from .scales import ScaledScenes
@@ -415,12 +416,13 @@ def prepare_store(
     recipe["files"] = _sources(where, listed)
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(cache or data_folder() / "prepared") / f"{entry.id}-{key}.zarr"
-    if path.exists():
-        return open_store(path)
-    scenes = open_dataset(dataset, folder)
-    scenes = scenes if scales is None else ScaledScenes(scenes, scales, average)
-    split = getattr(entry, "split", None)
-    return write_store(scenes, path, progress=progress, edge=edge, jobs=jobs, split=split, **cut)
+    with nullcontext() if path.exists() else wait_to_make(path):  # of two runs at once, one cuts
+        if path.exists():
+            return open_store(path)
+        scenes = open_dataset(dataset, folder)
+        scenes = scenes if scales is None else ScaledScenes(scenes, scales, average)
+        split = entry.split.stated if entry.split else None
+        return write_store(scenes, path, progress=progress, edge=edge, jobs=jobs, split=split, **cut)
 
 # %% ../../nbs/20_patches/05_prepare.ipynb #dd79c2a7
 @dataclass(frozen=True)

@@ -354,7 +354,7 @@ class Split:
     ) -> pd.Series:  # "train", "val", "test" or "" per patch; "" too for scales that are left out
         """Divide the patches of a store."""
         stated = {"by": "region", **store.default_split} if self.by == "entry" else {"by": self.by}
-        fractions = dict(zip(NAMES, self.fractions, strict=True))
+        fractions = dict(zip(NAMES, stated.pop("fractions", self.fractions), strict=True))
         lists = protocol_lists(store.index, label_counts(store)) if stated["by"] == "list" else None
         options = {"axis": self.axis, "seed": self.seed, "lists": lists, "train_list": self.train_list} | stated
         parts = make_split(store.index, options.pop("by"), fractions, **options)
