@@ -8,7 +8,6 @@ __all__ = ['ECHOES', 'GRACE_S', 'rank_count', 'mean_count', 'gather', 'say', 'Li
 
 # %% ../../nbs/05_io/03_ranks.ipynb #d4238c45
 import os
-import multiprocessing
 import pickle
 import queue
 import secrets
