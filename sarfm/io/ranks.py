@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .processes import leave_with
+from .files import atomic_write
+from .processes import leave_with, waiting_threads
 
 # %% ../../nbs/05_io/03_ranks.ipynb #ea3477f9
 def rank_count() -> int:  # 1 in a process that is alone
@@ -98,7 +99,7 @@ ECHOES = ("gloo", "nccl", "connection closed by peer", "connection reset", "brok
 
 def is_echo(
     error: BaseException,  # raised in a rank
-) -> bool:
+) -> bool:  # True when another rank is the cause
     """Say whether an error only reports that another rank didn't answer."""
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(word in text for word in ECHOES)
@@ -119,10 +120,9 @@ def serve_rank(
             try:
                 work, arguments = pickle.load(file)
                 work(Link(rank, ranks, connection), *arguments)
-                say(connection, "done")
-            except BaseException as error:
-                say(connection, "failed", _portable(error))
-                raise SystemExit(1) from error
+            finally:
+                error = sys.exc_info()[1]
+                say(connection, "done") if error is None else say(connection, "failed", _portable(error))
 
 
 def _portable(error: BaseException) -> tuple[BaseException, bool]:
@@ -198,7 +198,7 @@ def _read(events: queue.Queue, listener: Listener, ranks: int) -> None:
             return
 
 # %% ../../nbs/05_io/03_ranks.ipynb #b0ea510d
-def _follow(
+def _listen_to(
     events: queue.Queue, known: Ranks, torchrun: subprocess.Popen, heard: Callable[[Any], None]
 ) -> bool:  # True when all ended well
     """Deal with what the ranks say until all have ended, or one has failed and the others had their time."""
@@ -249,21 +249,34 @@ def run_ranks(
     import cloudpickle
 
     key, known, events = secrets.token_bytes(16), Ranks(ranks), queue.Queue()
-    with tempfile.TemporaryDirectory(prefix="sarfm-ranks-") as folder, Listener(authkey=key, backlog=ranks) as listener:
-        job, log = Path(folder) / "job", Path(folder) / "log"
-        with open(job, "wb") as file:
+    with (
+        tempfile.TemporaryDirectory(prefix="sarfm-ranks-") as folder,
+        tempfile.TemporaryFile() as log,
+        Listener(authkey=key, backlog=ranks) as listener,
+    ):
+        with atomic_write(job := Path(folder) / "job") as file:
             pickle.dump((sys.path, listener.address, key, os.getpid()), file)
             cloudpickle.dump((work, arguments), file)
         threading.Thread(target=_read, args=(events, listener, ranks), daemon=True).start()
-        with open(log, "wb") as said:
-            torchrun = subprocess.Popen(_command(job, ranks), stdout=said, stderr=said, start_new_session=True)
+        torchrun = subprocess.Popen(
+            _command(job, ranks), stdout=log, stderr=log, start_new_session=True, env=_environment(ranks)
+        )
         try:
-            if not _follow(events, known, torchrun, heard):
-                if not known.pids:
-                    raise RankFailed(f"the ranks didn't start: {log.read_text(errors='replace')[-2000:]}")
-                raise known.failure(timeout_s)
+            if not _listen_to(events, known, torchrun, heard):
+                log.seek(0)
+                raise (
+                    known.failure(timeout_s)
+                    if known.pids
+                    else RankFailed(f"the ranks didn't start: {log.read().decode(errors='replace')[-2000:]}")
+                )
         finally:
             _end(torchrun, known)
+
+
+def _environment(ranks: int) -> dict[str, str]:
+    """Share the cores among the ranks, unless the user has said how many threads there are."""
+    threads = max(1, (os.cpu_count() or 1) // ranks)
+    return {"OMP_NUM_THREADS": str(threads), **waiting_threads(os.environ), **os.environ}
 
 
 def _command(job: Path, ranks: int) -> list[str]:

@@ -317,12 +317,12 @@ def train_rank(
     timeout_s: float,  # longest wait for the other ranks
 ) -> None:
     """Train as one of several ranks, and tell of every step."""
-    told = len(training.history.rows)
+    sent = len(training.history.rows)
 
     def on_step() -> None:
-        nonlocal told
-        link.tell(("rows", training.history.rows[told:]))
-        told = len(training.history.rows)
+        nonlocal sent
+        link.tell(("rows", training.history.rows[sent:]))
+        sent = len(training.history.rows)
 
     def on_epoch(training: Training) -> None:
         link.tell(("saved", None))
