@@ -18,7 +18,7 @@ from sarfm.io.ranks import RankFailed, run_ranks
 from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
 from sarfm.patches.contract import InputContract
-from sarfm.patches.loading import PatchDataModule
+from sarfm.patches.loading import Crops, PatchDataModule
 from sarfm.patches.prepare import open_store, write_store
 from sarfm.scenes.open import make_scene
 from sarfm.train import trainer
@@ -57,7 +57,7 @@ def made(folder: Path, case: str, **other) -> tuple[Training, PatchDataModule]:
     each = EVERY * training.recipe.accumulate
     size = training.recipe.batch_size
     return training, PatchDataModule(
-        store, parts, contract, crop=32, batch_size=size, steps_per_epoch=each, seed=3, min_valid=0.0
+        store, parts, contract, crops=Crops(32, min_valid=0.0), batch_size=size, steps_per_epoch=each, seed=3
     )
 
 
