@@ -75,7 +75,7 @@ class WindowBlock(SwinTransformerBlock):
         x = window_reverse(windows.unflatten(1, (side, side)), (side, side), height + below, width + right)
         return x.roll((shift, shift), (1, 2))[:, :height, :width]
 
-# %% ../../nbs/30_models/06_windowed.ipynb #d17f9ea8
+# %% ../../nbs/30_models/06_windowed.ipynb #f0158a12
 class SwinEncoder(nn.Module):
     """Encode an image in four stages of shrinking resolution."""
 
