@@ -198,9 +198,9 @@ def test_a_non_finite_step_changes_no_bit(tmp_path, monkeypatch):
         moments = [value for state in optimiser.state.values() for value in state.values()]
         return [value.clone() for value in [*task.state_dict().values(), *moments]]
 
-    def watched(training, fabric, batches, optimiser, step=trainer.train_step):
-        number, before = training.step, everything(optimiser)
-        step(training, fabric, batches, optimiser)
+    def watched(model, fabric, batches, optimiser, step=trainer.train_step):
+        number, before = model.module.step, everything(optimiser)
+        step(model, fabric, batches, optimiser)
         after = everything(optimiser)
         if len(before) == len(after) and all(map(torch.equal, before, after)):
             unchanged.append(number)
