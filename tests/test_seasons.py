@@ -98,7 +98,7 @@ def test_from_files_and_a_yaml_to_scores_with_intervals(folder):
     learnt = ["-p", f"pretrained={folder / 'pretrain'}", "-p", 'data.targets=["tree_cover", "cover", "present"]']
     sarfm(folder, "run", "finetune", *words, *learnt, "-p", "learn.steps=60", "--out", folder / "finetune")
     sarfm(folder, "evaluate", folder / "finetune", "--out", folder / "evaluate")
-    channels = json.loads(next((folder / "finetune").rglob("contract.json")).read_text())["channels"]
+    channels = json.loads((folder / "finetune/model.json").read_text())["contract"]["channels"]
     assert len(channels) == 16 and {c["at"] for c in channels} == set(SEASONS)
     scores = pd.read_parquet(folder / "evaluate/scores.parquet").set_index(["target", "score"])
     for target, score in [("tree_cover", "r2"), ("tree_cover", "rmse"), ("cover", "mean_iou"), ("present", "map")]:

@@ -167,7 +167,7 @@ def test_a_damaged_card_is_refused(folder):
     with pytest.raises(ValueError, match="does not describe a mae.*surprise"):
         load_model(folder)
     edit(folder, lambda card: card["config"].pop("surprise"))
-    edit(folder, lambda card: card["contract"].update(std=[0.0, 1.0]))
+    edit(folder, lambda card: card["contract"]["channels"][0].update(std=0.0))
     with pytest.raises(CorruptData, match=r"model\.json holds no valid input contract"):
         load_model(folder)
     edit(folder, lambda card: card.pop("contract"))

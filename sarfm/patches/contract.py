@@ -33,7 +33,8 @@ def clip_limits(
     tuple[np.ndarray, np.ndarray] | None
 ):  # lower and upper, (C,), infinite where a channel isn't clipped; None: none is
     """State the limits of each channel."""
-    pairs = [clip] * channels if clip is None or np.ndim(clip[0]) == 0 and clip[0] is not None else list(clip)
+    alike = clip is None or isinstance(clip[0], (int, float))
+    pairs = [clip] * channels if alike else list(clip)
     if not any(pairs):
         return None
     low, high = zip(*(pair or (-np.inf, np.inf) for pair in pairs), strict=True)
