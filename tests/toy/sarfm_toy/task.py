@@ -1,22 +1,28 @@
 """A task: classes in an order, learnt as thresholds (Frank and Hall 2001) and scored by how far off they are."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sarfm.tasks.tasks import Task
+
 UNKNOWN = 255
 
 
-class Ordered:
+@dataclass(frozen=True)
+class Ordered(Task):
     """Ordered classes: K-1 questions "more than k?", the mean distance between decided and true class as score."""
 
-    def __init__(
-        self,
-        target: object,  # of kind "classes"
-        weight: float = 1.0,  # of its loss among others
-    ) -> None:
-        self.target, self.weight = target, weight
-        self.channels = target.size - 1
+    kind: ClassVar[str] = "classes"
+    headline: ClassVar[str] = "distance"
+
+    @property
+    def channels(self) -> int:  # K-1
+        """Count the questions."""
+        return self.target.size - 1
 
     def loss(
         self,
