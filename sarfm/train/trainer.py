@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
@@ -22,6 +21,7 @@ from .checkpoints import generator_at, load_checkpoint, save_checkpoint, seed_at
 from .training import Training, guarded_step, running_statistics, update_ema
 
 if TYPE_CHECKING:
+    import pandas as pd
     from lightning_fabric import Fabric
 
 # %% ../../nbs/40_train/04_trainer.ipynb #518ecaca
@@ -182,7 +182,7 @@ def fit(
     progress: bool = True,  # show a bar
     on_epoch: Callable[[Training], None] | None = None,  # called after each virtual epoch, in eval mode
     validation_batches: int = 0,  # after each virtual epoch; 0: no validation
-) -> pd.DataFrame:  # the history, one row per step
+) -> "pd.DataFrame":  # the history, one row per step
     """Train, or continue where the last checkpoint stands."""
     recipe, path = training.recipe, Path(out) / "checkpoints" / "last.ckpt"
     every = min(recipe.steps, steps_per_epoch)
