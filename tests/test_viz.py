@@ -11,6 +11,7 @@ import xarray as xr
 from pyproj import CRS, Transformer
 
 from sarfm.scenes.open import make_scene
+from sarfm.scenes.place import metric_crs
 from sarfm.viz import figures, maps, projection
 
 POLAR = CRS.from_epsg(3413)
@@ -81,12 +82,12 @@ def test_axes_carry_units(crs, label):
 )
 def test_display_crs_follows_the_place(lon, lat, epsg):
     scene = scene_in(4326, x=lon, y=lat, step=1e-4)
-    assert projection.display_crs(scene).to_epsg() == epsg
+    assert metric_crs(scene).to_epsg() == epsg
 
 
 def test_a_scene_in_metres_keeps_its_projection():
     own = CRS.from_proj4("+proj=laea +lat_0=86 +lon_0=20 +datum=WGS84 +units=m")
-    assert projection.display_crs(scene_in(own)) == own
+    assert metric_crs(scene_in(own)) == own
 
 
 @pytest.mark.parametrize(

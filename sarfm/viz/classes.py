@@ -18,6 +18,7 @@ from pyproj import Transformer
 
 from ..sar import multilook
 from ..scenes.open import channel_names, stack_channels
+from ..scenes.place import PixelMap, metric_crs
 from ..scenes.scene import spacing_m, targets_of
 from sarfm.viz.figures import (
     MISSING,
@@ -29,7 +30,6 @@ from sarfm.viz.figures import (
     quantity_label,
     shown,
 )
-from .projection import display_crs, pixel_transforms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,18 +140,18 @@ def north(
     scene: xr.Dataset,  # the Scene contract
 ) -> tuple[float, float] | None:  # right and down, of length 1; None near the pole and where nothing tells
     """Find which way north is in the middle of a scene's pixels."""
-    crs = display_crs(scene)
+    crs = metric_crs(scene)
     if crs is None:
         return None
-    to_map, to_scene = pixel_transforms(scene, crs)
+    pixels = PixelMap(scene, crs)
     place, to_degrees = (
         np.array([scene.sizes["y"], scene.sizes["x"]]) / 2,
         Transformer.from_crs(crs, 4326, always_xy=True),
     )
-    lon, lat = to_degrees.transform(*to_map(*place))
+    lon, lat = to_degrees.transform(*pixels.to_map(*place))
     if abs(lat) > 89:
         return None
-    down, right = np.ravel(to_scene(*to_degrees.transform(lon, lat + 0.02, direction="INVERSE"))) - place
+    down, right = np.ravel(pixels.to_scene(*to_degrees.transform(lon, lat + 0.02, direction="INVERSE"))) - place
     length = math.hypot(down, right)
     return float(right / length), float(down / length)
 

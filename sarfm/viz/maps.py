@@ -21,8 +21,9 @@ import xarray as xr
 from pyproj import CRS, Transformer
 
 from ..scenes.open import channel_names, stack_channels
+from ..scenes.place import to_vectors
 from .figures import channel_label, display_limits, escape, shown
-from .projection import MapGrid, project_scene, readout, to_vectors
+from .projection import MapGrid, project_scene, readout
 
 if TYPE_CHECKING:
     from ipyleaflet import Map, Marker

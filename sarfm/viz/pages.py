@@ -19,6 +19,7 @@ import numpy as np
 import xarray as xr
 
 from ..io.files import atomic_write
+from ..scenes.place import to_vectors
 from sarfm.viz.comparison import (
     LAYERS,
     VISIBLE,
@@ -33,7 +34,7 @@ from sarfm.viz.comparison import (
 )
 from .figures import MASKED, channel_label, error_label, escape
 from .maps import COAST, LAND, LAND_FROM_M, LINES, NEUTRAL, SEA, coastline, graticule, locator
-from .projection import readout, to_vectors
+from .projection import readout
 
 if TYPE_CHECKING:
     from torch import nn
