@@ -10,6 +10,7 @@ __all__ = ['ERRORS', 'validity', 'hidden_values', 'whole_patches', 'valid_statis
 import torch
 from torch import Tensor, nn
 
+from ..io.ranks import mean_count
 from .masking import block_mask, random_mask, split_mask, visible_count
 from .tokens import blank_invalid, grid_shape, patchify, take_tokens, token_validity, unpatchify
 
@@ -65,7 +66,7 @@ def reconstruction_error(
     difference = prediction - target
     values = (difference**2 if error == "mse" else difference.abs()) * weight
     by_patch = values.detach().sum(dim=2) / weight.sum(dim=2).clamp(min=1)
-    return values.sum() / weight.sum().clamp(min=1), by_patch
+    return values.sum() / mean_count(weight), by_patch
 
 # %% ../../nbs/30_models/04_reconstruction.ipynb #f6255328
 def assemble(
