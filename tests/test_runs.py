@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import signal
 import subprocess
@@ -386,3 +387,24 @@ def test_the_chain_from_pretraining_to_comparison(tmp_path, monkeypatch):
     assert set(differences["over"]) == {"scratch", "unet"} and (differences["low"] <= differences["high"]).all()
     page = (tmp_path / "p" / "figures" / "map.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html") and "https://unpkg" not in page
+
+
+def test_threads_of_a_kernel_sleep_while_they_wait_unless_the_user_has_said_how(tmp_path, monkeypatch):
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    path = tmp_path / "told.ipynb"
+    told = new_code_cell(f'out: str = "{tmp_path}"  # folder of this run', metadata={"tags": ["parameters"]})
+    asked = new_code_cell('import os\nprint([os.environ.get(n) for n in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")])')
+    nbformat.write(new_notebook(cells=[told, asked]), path)
+
+    def said(folder):
+        done = nbformat.read(run_notebook(path, out=tmp_path / folder, progress=False), 4)
+        return done.cells[-1].outputs[0].text.strip()
+
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert said("default") == "['1000', None]"
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert said("active") == "[None, 'ACTIVE']"

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..io.ranks import mean_count
 from ..scenes.channels import Target
 from .losses import UNKNOWN, class_loss, number_loss, tag_loss
 from .scores import class_scores, number_scores, r2_of_classes, tag_scores, weighted_f1
@@ -205,7 +206,7 @@ class Classes(Task):
     ) -> dict[str, Tensor]:  # accuracy, a scalar
         """Measure a batch in training."""
         labelled = truth != UNKNOWN
-        return {"accuracy": ((self.decide(output) == truth) & labelled).sum() / labelled.sum().clamp(min=1)}
+        return {"accuracy": ((self.decide(output) == truth) & labelled).sum() / mean_count(labelled)}
 
 # %% ../../nbs/35_tasks/01_tasks.ipynb #ac2c85e0
 @dataclass(frozen=True)
@@ -356,7 +357,7 @@ class Tags(Task):
     ) -> dict[str, Tensor]:  # accuracy, a scalar
         """Measure a batch in training."""
         known = truth != UNKNOWN
-        return {"accuracy": (((output > 0) == (truth == 1)) & known).sum() / known.sum().clamp(min=1)}
+        return {"accuracy": (((output > 0) == (truth == 1)) & known).sum() / mean_count(known)}
 
 # %% ../../nbs/35_tasks/01_tasks.ipynb #b9af1c5a
 def task_kinds() -> dict[str, type[Task]]:  # kind to class

@@ -13,13 +13,17 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from ..io.ranks import rank_count
 from .losses import CONVENTIONS, parameter_groups, warmup_cosine
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/40_train/03_training.ipynb #923508b7
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -183,8 +187,10 @@ class History:
             raise NonFiniteLoss(f"three steps in a row were not finite, the last one {text}. {advice}")
         warnings.warn(text, stacklevel=1)
 
-    def frame(self) -> pd.DataFrame:  # one row per step
+    def frame(self) -> "pd.DataFrame":  # one row per step
         """Give the history as a table."""
+        import pandas as pd
+
         table = pd.DataFrame(self.rows, columns=None if self.rows else ["step", "loss"])
         return table.astype({name: kind for name, kind in (("step", "int64"), ("skipped", "bool")) if name in table})
 
@@ -197,6 +203,8 @@ class History:
         state: dict[str, Tensor],  # from `state`
     ) -> None:
         """Take the history of a checkpoint."""
+        import pandas as pd
+
         self.rows = pd.DataFrame({name: column.numpy() for name, column in state.items()}).to_dict("records")
 
 # %% ../../nbs/40_train/03_training.ipynb #661616fb
@@ -269,7 +277,8 @@ class Training(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:  # the loss; named tensors
         """Compute the loss in the precision of the recipe."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16-mixed"):
-            return self.losses(batch, generator)
+            loss, terms = self.losses(batch, generator)
+        return loss, {name: value.detach() for name, value in terms.items()}
 
     @property
     def device(self) -> torch.device:  # of the weights
@@ -295,21 +304,25 @@ class Training(nn.Module):
             "optimiser": optimiser.state_dict(),
             **done,
             "threads": torch.get_num_threads(),
+            "devices": rank_count(),
         }
 
     def load(
         self,
         state: dict,  # from `state`
-        optimiser: torch.optim.Optimizer,  # takes the moments
+        optimiser: torch.optim.Optimizer | None = None,  # takes the moments; None to look on only
     ) -> None:
         """Continue from a checkpoint."""
         self.load_state_dict(state["weights"])
-        optimiser.load_state_dict(state["optimiser"])
-        self.step, threads = state["step"], torch.get_num_threads()
+        self.step = state["step"]
         self.history.load(state["history"])
-        if state["threads"] != threads:
-            warnings.warn(
-                f"this training ran with {state['threads']} threads and continues with {threads}:"
-                " it will agree with an uninterrupted one to rounding only",
-                stacklevel=1,
-            )
+        if optimiser is None:
+            return
+        optimiser.load_state_dict(state["optimiser"])
+        for what, now in {"threads": torch.get_num_threads(), "devices": rank_count()}.items():
+            if state[what] != now:
+                warnings.warn(
+                    f"this training ran with {state[what]} {what} and continues with {now}:"
+                    " it will agree with an uninterrupted one to rounding only",
+                    stacklevel=1,
+                )
