@@ -147,3 +147,87 @@ def test_a_preset_lies_below_the_command_line(tmp_path, monkeypatch):
     (tmp_path / "run" / "run.json").write_text(json.dumps({"status": "done"}))
     assert cli.main(["run", "pretrain", "--preset", "system5_pretrain", "-p", "learn.steps=7"]) == 0
     assert seen["learn.steps"] == 7 and seen["settings.norm_pix"] is True
+
+
+def made_up_runs(folder):
+    """Write what a small sweep leaves: pretrainings at two mask ratios, trials of several kinds, counts drawn at random."""
+    import numpy as np
+
+    from sarfm.evaluation.tallies import Tallies, save_tallies
+    from sarfm.ice.charts import chart_targets
+    from sarfm.io.files import write_json
+    from sarfm.tasks.tasks import task_for
+
+    draw, tasks = np.random.default_rng(0), {name: task_for(target) for name, target in chart_targets().items()}
+    ratios = {"p75": 0.75, "p90": 0.9}
+    for name, ratio in ratios.items():
+        given = {
+            "settings": {"mask_ratio": ratio},
+            "encoder": "vit-nano",
+            "split": {"by": "list", "train_list": "pretrain_80"},
+        }
+        scores = {
+            "rmse": 2 + ratio,
+            "rmse_of_the_mean": 4.0,
+            "ssim": 0.5,
+            "hh_contrast_kept": {"value": 1 - ratio, "low": 0, "high": 1},
+        }
+        write_json(
+            folder / name / "run.json",
+            {"notebook": "pretrain", "status": "done", "parameters": given, "metrics": scores},
+        )
+    trials = [
+        ("pretrained", "p75", "target", tasks),
+        ("pretrained", "p90", "target", tasks),
+        ("scratch", "", "target", tasks),
+    ]
+    trials += [("scratch", "", "twin", tasks), ("scratch", "", "target", {"sod": tasks["sod"]})]
+    for k, (who, before, learn_from, learnt) in enumerate(trials):
+        counted = Tallies(who, 0)
+        for scene in ("20180124T194759_dmi", "20190430T101830_cis", "20200718T211031_dmi"):
+            for name, task in learnt.items():
+                sums = draw.integers(1, 9, (task.target.size,) * 2) + 30 * np.eye(task.target.size)
+                for target in (name, f"true_{name}"):
+                    counted.add(f"{scene}@5x", target, sums, int(sums.sum()))
+                    counted.add(f"{scene}@10x", target, sums.T, int(sums.sum()))
+        table = counted.table()
+        table["factor"] = table["scene"].str.extract(r"@(\d+)x")[0].astype(int)
+        run = folder / f"trial{k}"
+        save_tallies(table.assign(contestant=who, fraction=1.0, rate=1e-3, labelled=20.0), run / "tallies.parquet")
+        write_json(
+            run / "model.json", {"kind": "predictor", "config": {"tasks": {n: t.config() for n, t in learnt.items()}}}
+        )
+        given = {
+            "pretrained": before and f"gone/{before}",
+            "learn_from": learn_from,
+            "encoder": "vit-nano",
+            "seeds": [0],
+        }
+        given |= {"tasks": dict.fromkeys(learnt, "classes"), "twins": {name: f"true_{name}" for name in learnt}}
+        given |= {
+            "split": {"by": "list", "train_list": "" if before else "finetune_20"},
+            "scoring": {"scales": [5, 10]},
+        }
+        write_json(run / "run.json", {"notebook": "finetune", "status": "done", "parameters": given, "metrics": {}})
+
+
+def test_a_report_tells_trials_apart(tmp_path, monkeypatch):
+    from sarfm.evaluation.report import read_trials
+    from sarfm.runs.notebooks import run_notebook
+
+    made_up_runs(tmp_path / "runs")
+    trials, tasks, varying = read_trials(tmp_path / "runs")
+    assert {"learn_from", "pretrain.settings.mask_ratio"} <= set(varying) and set(tasks) >= {"sic", "true_floe"}
+    assert set(trials.loc[trials["run"] == "trial2", "pretrain.settings.mask_ratio"]) == {""}
+    given = {"runs": str(tmp_path / "runs"), "draws": 50, "published": ["system1"]}
+    run_notebook("report", given, tmp_path / "report", progress=False)
+    table = pd.read_parquet(tmp_path / "report/scores.parquet")
+    assert set(table["who"]) == {"pretrained mask_ratio=0.75", "pretrained mask_ratio=0.9", "scratch"}
+    assert set(table["learn_from"]) == {"target", "twin"} and len(table) == 4, (
+        "a run of one chart has no combined score"
+    )
+    leads = pd.read_parquet(tmp_path / "report/differences.parquet")
+    assert len(leads) == 2 and set(leads["over"]) == {"scratch"} and (leads["low"] <= leads["high"]).all()
+    assert set(pd.read_parquet(tmp_path / "report/scales.parquet")["factor"]) == {5, 10}
+    assert pd.read_parquet(tmp_path / "report/published.parquet")["copied"].all()
+    assert (tmp_path / "report/figures/mask_ratios.png").is_file()

@@ -454,3 +454,36 @@ def test_a_frozen_encoder_rests():
     training = Training(model, Recipe(steps=1)).train()
     assert not model.encoder.training and model.classify.training
     assert all(p.shape[0] == 2 for g in training.recipe.optimiser(model).param_groups for p in g["params"])
+
+
+def test_layer_decay_reaches_the_layers_of_a_swin_through_a_training(tmp_path):
+    """AdamW's first step is the rate in each weight: what moves, moves by rate x decay ** (layers above)."""
+    from sarfm.models.kinds import build_encoder
+    from sarfm.scenes.channels import Target
+    from sarfm.tasks.predictor import Predictor
+    from sarfm.tasks.tasks import task_for
+
+    torch.manual_seed(0)
+    target = Target("cover", "classes", "pixel", classes={0: "water", 1: "land"})
+    model = Predictor(build_encoder("swin-nano", 1), {"cover": task_for(target)}, "linear")
+    task = Training(model, Recipe(steps=1, rate=1e-3, warmup=0.0, weight_decay=0.0, layer_decay=0.5))
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+
+    class Tiles(Dataset):
+        def __getitem__(self, k):
+            image = torch.randn(1, 32, 32, generator=generator_at(1, k))
+            return {
+                "image": image,
+                "valid": torch.ones(32, 32, dtype=torch.bool),
+                "target_cover": (image[0] > 0).long(),
+            }
+
+    fit(task, DataLoader(Tiles(), 2, sampler=range(2)), out=tmp_path, steps_per_epoch=1, device="cpu", progress=False)
+    depth, seen = model.body.depth, set()
+    for name, value in model.named_parameters():
+        moved = float((value.detach() - before[name]).abs().max())
+        layer = model.body.layer_of(name.removeprefix("encoder.")) if name.startswith("encoder.") else depth + 1
+        seen.add(layer)
+        if moved:
+            assert math.isclose(moved, 1e-3 * 0.5 ** (depth + 1 - layer), rel_tol=0.05), name
+    assert seen >= {0, 1, depth, depth + 1}

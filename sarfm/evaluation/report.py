@@ -98,7 +98,7 @@ def load_published(
         raise ValueError(f"{path}: the row {wrong[0]} doesn't fit the columns {said['columns']}. Mend it")
     return pd.DataFrame(said["rows"], columns=said["columns"]).assign(source=said["source"], copied=True)
 
-# %% ../../nbs/50_evaluation/07_report.ipynb #72106c64
+# %% ../../nbs/50_evaluation/07_report.ipynb #dd1a264f
 ASIDE = (
     "out",
     "pretrained",
@@ -169,5 +169,6 @@ def read_trials(
     values = lambda n: about[n].dropna() if n.startswith("pretrain.") else about[n].fillna("")
     varying = [n for n in about if values(n).astype(str).nunique() > 1 and n not in lists]
     varying += [n for n in lists if n.endswith("scales") and about[n].dropna().nunique() > 1]
+    about = about.astype(object).where(about.notna(), "")
     frames = [table.assign(run=name, **{n: about.loc[name, n] for n in varying}) for name, table in tables.items()]
     return pd.concat(frames, ignore_index=True), tasks, varying

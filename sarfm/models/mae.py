@@ -5,26 +5,17 @@
 # %% auto #0
 __all__ = ['Decoder', 'MAE']
 
-# %% ../../nbs/30_models/10_mae.ipynb #a1bd1e47
+# %% ../../nbs/30_models/10_mae.ipynb #82aac1fe
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .fast_linear import Linear
-from .masking import block_mask, random_mask, split_mask, visible_count
-from sarfm.models.reconstruction import (
-    ERRORS,
-    assemble,
-    hidden_values,
-    reconstruction_error,
-    valid_statistics,
-    validity,
-    whole_patches,
-)
+from .reconstruction import PatchPrediction
 from .tokens import grid_shape, sincos_position, token_validity
 from .vit import DecoderBlock, Encoder, attended, initialise
 
-# %% ../../nbs/30_models/10_mae.ipynb #82c0bcd1
+# %% ../../nbs/30_models/10_mae.ipynb #34c648de
 class Decoder(nn.Module):
     """Predict the hidden patches of an image from its encoded visible patches."""
 
@@ -39,7 +30,9 @@ class Decoder(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"expected a decoder width divisible by its heads, got {width} and {heads}.")
-        self.width, self.depth, self.heads = width, depth, heads
+        self.width = width
+        self.depth = depth
+        self.heads = heads
         self.embed = Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.ModuleList(DecoderBlock(width, heads) for _ in range(depth))
@@ -57,11 +50,11 @@ class Decoder(nn.Module):
         present: Tensor | None = None,  # (B, N) bool, True where a patch has a valid pixel; everywhere when None
     ) -> Tensor:  # (B, m, p*p*C), for the hidden patches only
         """Turn mask tokens into pixels."""
-        seen, asked = self.embed(seen), self.mask_token[0] + place  # (N, width), a mask token at every place
+        seen = self.embed(seen)
+        asked = self.mask_token[0] + place  # (N, width), a mask token at every place
         # F.embedding, and not an index, whose gradient threads sum in any order
-        tokens = torch.cat(
-            [seen[:, :1], seen[:, 1:] + place[visible], F.embedding(masked, asked)], dim=1
-        )  # (B, 1+n+m, width)
+        parts = [seen[:, :1], seen[:, 1:] + place[visible], F.embedding(masked, asked)]
+        tokens = torch.cat(parts, dim=1)  # (B, 1+n+m, width)
         known = self.blocks[0].attn.qkv(self.blocks[0].norm1(asked))  # (N, 3*width)
         keys = None
         if present is not None:
@@ -71,11 +64,9 @@ class Decoder(nn.Module):
             tokens = block(tokens, keys, last, F.embedding(masked, known) if layer == 1 else None)
         return self.head(self.norm(tokens)).float()  # (B, m, p*p*C)
 
-# %% ../../nbs/30_models/10_mae.ipynb #65c15371
-class MAE(nn.Module):
+# %% ../../nbs/30_models/10_mae.ipynb #ab2b1911
+class MAE(PatchPrediction):
     """Predict the hidden patches of an image from the visible ones (He et al. 2021, arXiv 2111.06377)."""
-
-    views = None  # an item is one square
 
     def __init__(
         self,
@@ -89,36 +80,10 @@ class MAE(nn.Module):
         missing: float | None = None,  # shown in place of what was not observed, such as 255; None: nothing is shown
         error: str = "mse",  # one of mse | l1, the squared or the absolute error
     ):
-        super().__init__()
-        if masking not in ("random", "block"):
-            raise ValueError(f"there is no masking {masking!r}. Choose random or block.")
-        if not 0 < mask_ratio < 1:
-            raise ValueError(f"expected a mask ratio, the fraction of patches hidden, in (0, 1); got {mask_ratio}.")
-        if error not in ERRORS:
-            raise ValueError(f"there is no error {error!r}. Choose mse or l1.")
+        super().__init__(mask_ratio, masking, norm_pix, missing, error)
         self.encoder = encoder
-        self.mask_ratio, self.masking = mask_ratio, masking
-        self.norm_pix, self.missing, self.error = norm_pix, missing, error
         values = encoder.patch_size**2 * encoder.channels
         self.decoder = Decoder(encoder.width, values, decoder_width, decoder_depth, decoder_heads)
-
-    def draw(
-        self,
-        batch: dict[str, Tensor],  # "image" (B, C, H, W), "valid" (B, H, W) bool if known
-        generator: torch.Generator | None = None,  # draws the mask; the default generator when None
-    ) -> dict[str, Tensor | int]:  # the batch with "hidden" (B, N) bool, and how many patches are "visible"
-        """Draw which patches of a batch are hidden."""
-        image, size = batch["image"], self.encoder.patch_size
-        rows, cols = grid_shape(image, size)
-        observed = None
-        if batch.get("valid") is not None and self.missing is None:  # else patches are drawn whatever they hold
-            observed = token_validity(batch["valid"], size)
-        if self.masking == "random":
-            hidden = random_mask(len(image), rows * cols, self.mask_ratio, generator, observed)
-        else:
-            hidden = block_mask(len(image), rows, cols, self.mask_ratio, generator, observed)
-        hidden = hidden.to(image.device, non_blocking=True)
-        return {**batch, "hidden": hidden, "visible": visible_count(rows * cols, self.mask_ratio)}
 
     def predict(
         self,
@@ -129,29 +94,13 @@ class MAE(nn.Module):
     ) -> Tensor:  # (B, m, p*p*C), float32, for the hidden patches only
         """Encode the visible patches and decode the hidden ones."""
         if self.missing is not None and valid is not None:
-            image, valid = image.masked_fill(~valid[:, None], self.missing), None
+            image = image.masked_fill(~valid[:, None], self.missing)
+            valid = None
         size, grid = self.encoder.patch_size, self.encoder.grid
         seen = torch.cat(self.encoder.encode(image, valid, visible), dim=1)  # (B, 1+n, D)
         place = sincos_position(self.decoder.width, *grid_shape(image, size), grid, image.device)  # (N, width)
         present = None if valid is None else token_validity(valid, size) > 0
         return self.decoder(seen, visible, masked, place, present)
-
-    def loss(
-        self,
-        batch: dict[str, Tensor | int],  # as `draw` gives it; "visible" may be left out with a mask of one's own
-    ) -> tuple[Tensor, dict[str, Tensor]]:  # mean error over hidden valid pixels, and what it was made of
-        """Compare the prediction of the hidden patches with what was observed there."""
-        image, valid = batch["image"], validity(batch)
-        visible, masked = split_mask(batch["hidden"], batch.get("visible"))
-        target, weight = hidden_values(image, valid, masked, self.encoder.patch_size)
-        if self.missing is not None:  # a patch counts as a whole, or not at all
-            weight = whole_patches(weight)
-        if self.norm_pix:
-            mean, spread = valid_statistics(target, weight)
-            target = (target - mean) / spread
-        prediction = self.predict(image, batch.get("valid"), visible, masked)
-        loss, patch_loss = reconstruction_error(prediction, target, weight, self.error)
-        return loss, {"masked": masked, "prediction": prediction.detach(), "target": target, "patch_loss": patch_loss}
 
     def stepped(
         self,
@@ -159,25 +108,6 @@ class MAE(nn.Module):
         steps: int,  # of the whole training
     ) -> None:
         """Do nothing after a step: there is no teacher to move."""
-
-    @torch.no_grad()
-    def pictures(
-        self,
-        image: Tensor,  # (B, C, H, W), normalised
-        valid: Tensor | None = None,  # (B, H, W) bool, True where observed; everywhere when None
-        generator: torch.Generator | None = None,  # draws what is hidden, unless `hidden` says it
-        hidden: Tensor | None = None,  # (B, N) bool, True where hidden, the same number in every image
-    ) -> dict[str, Tensor]:  # "masked", "prediction", "reconstruction", each (B, C, H, W), NaN where there is nothing
-        """Show what was seen, what was predicted, and the two together."""
-        if hidden is None:
-            hidden = self.draw({"image": image, "valid": valid}, generator)["hidden"]
-        visible, masked = split_mask(hidden)
-        prediction = self.predict(image, valid, visible, masked)
-        observed = validity({"image": image, "valid": valid})
-        if self.norm_pix:
-            mean, spread = valid_statistics(*hidden_values(image, observed, masked, self.encoder.patch_size))
-            prediction = prediction * spread + mean
-        return assemble(image, observed, masked, prediction, self.encoder.patch_size)
 
     def config(self) -> dict[str, object]:  # the kind of model and the arguments that build it again
         """List the arguments of this model."""

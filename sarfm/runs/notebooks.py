@@ -29,11 +29,11 @@ def open_run(
     values = read_namespace(notebook, namespace)
     return RunFolder(values["out"], values, Path(notebook).stem)
 
-# %% ../../nbs/70_runs/03_notebooks.ipynb #ac35b411
+# %% ../../nbs/70_runs/03_notebooks.ipynb #77a7eee9
 class RunFailed(RuntimeError):
     """Report a run that stopped in one of its cells, or whose kernel died."""
 
-
+# %% ../../nbs/70_runs/03_notebooks.ipynb #1f0f8443
 def _check_kernel(kernel: str) -> None:
     """Refuse a kernel that Jupyter does not know."""
     specs = importlib.import_module("jupyter_client.kernelspec").find_kernel_specs()
@@ -42,10 +42,10 @@ def _check_kernel(kernel: str) -> None:
             f"there is no Jupyter kernel {kernel!r}; it has {sorted(specs)}. Install it, or name one of these (--kernel)"
         )
 
-
+# %% ../../nbs/70_runs/03_notebooks.ipynb #c6d79639
 @contextmanager
 def _hushed(name: str) -> Iterator[None]:
-    """Silence the warnings of a logger: papermill's own check of parameters trips over comments that hold an "="."""
+    """Silence the warnings of a logger."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -54,7 +54,7 @@ def _hushed(name: str) -> Iterator[None]:
     finally:
         logger.setLevel(level)
 
-
+# %% ../../nbs/70_runs/03_notebooks.ipynb #5243cd6e
 @_hushed("papermill")
 def _execute(source: Path, target: Path, parameters: dict[str, Any], kernel: str, progress: bool) -> None:
     """Execute a notebook through papermill, forwarding what it prints."""
@@ -82,7 +82,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], kernel: str
     except died as error:
         raise RunFailed(f"the kernel died (killed, or out of memory?). The notebook up to there: {target}") from error
 
-# %% ../../nbs/70_runs/03_notebooks.ipynb #3ba9e217
+# %% ../../nbs/70_runs/03_notebooks.ipynb #d1499091
 def _mark_failed(folder: Path, parameters: dict[str, Any]) -> None:
     """Note in run.json that the run stopped, and on which error."""
     kind, error, _ = sys.exc_info()
@@ -90,7 +90,7 @@ def _mark_failed(folder: Path, parameters: dict[str, Any]) -> None:
     record = read_run(folder) or {"parameters": parameters}
     write_json(folder / "run.json", {**record, "status": "failed", "error": f"{kind.__name__}: {lines[-1][:500]}"})
 
-
+# %% ../../nbs/70_runs/03_notebooks.ipynb #658ca886
 def run_notebook(
     notebook: str | Path,  # name or path of a run notebook
     parameters: dict[str, Any] | None = None,  # parameters to set; the others keep their defaults
@@ -103,16 +103,15 @@ def run_notebook(
     given = dict(parameters or {}) if out is None else {**(parameters or {}), "out": str(out)}
     values = check_parameters(source, given)
     folder = Path(values["out"])
-    done, running = folder / source.name, folder / f"{source.stem}.running.ipynb"
+    done = folder / source.name
+    running = folder / f"{source.stem}.running.ipynb"
     check_same_run(folder, values)
     if done.exists():
         return done
     _check_kernel(kernel)
     with lock(folder):
-        write_json(
-            folder / "run.json",
-            {**read_run(folder), "notebook": source.stem, "status": "running", "parameters": values},
-        )
+        began = {"notebook": source.stem, "status": "running", "parameters": values}
+        write_json(folder / "run.json", read_run(folder) | began)
         try:
             with clear_when_full(done, running), children_wait():
                 _execute(source, running, values, kernel, progress)

@@ -17,7 +17,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -28,6 +27,7 @@ from .checkpoints import load_checkpoint, save_checkpoint, seed_at
 from .training import Training, guarded_step, running_statistics, update_ema
 
 if TYPE_CHECKING:
+    import pandas as pd
     from lightning_fabric import Fabric
     from lightning_fabric.wrappers import _FabricModule
 
@@ -368,7 +368,7 @@ def fit(
     on_epoch: Callable[[Training], None] | None = None,  # called after each virtual epoch, in eval mode
     validation_batches: int = 0,  # after each virtual epoch; 0: no validation
     timeout_s: float = 60.0,  # longest wait of several devices for each other
-) -> pd.DataFrame:  # the history, one row per step
+) -> "pd.DataFrame":  # the history, one row per step
     """Train, or continue where the last checkpoint stands."""
     recipe, path = training.recipe, Path(out) / "checkpoints" / "last.ckpt"
     every = min(recipe.steps, steps_per_epoch)

@@ -13,14 +13,17 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from ..io.ranks import rank_count
 from .losses import CONVENTIONS, parameter_groups, warmup_cosine
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/40_train/03_training.ipynb #923508b7
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -184,8 +187,10 @@ class History:
             raise NonFiniteLoss(f"three steps in a row were not finite, the last one {text}. {advice}")
         warnings.warn(text, stacklevel=1)
 
-    def frame(self) -> pd.DataFrame:  # one row per step
+    def frame(self) -> "pd.DataFrame":  # one row per step
         """Give the history as a table."""
+        import pandas as pd
+
         table = pd.DataFrame(self.rows, columns=None if self.rows else ["step", "loss"])
         return table.astype({name: kind for name, kind in (("step", "int64"), ("skipped", "bool")) if name in table})
 
@@ -198,6 +203,8 @@ class History:
         state: dict[str, Tensor],  # from `state`
     ) -> None:
         """Take the history of a checkpoint."""
+        import pandas as pd
+
         self.rows = pd.DataFrame({name: column.numpy() for name, column in state.items()}).to_dict("records")
 
 # %% ../../nbs/40_train/03_training.ipynb #661616fb

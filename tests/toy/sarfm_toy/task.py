@@ -1,6 +1,7 @@
 """A task: classes in an order, learnt as thresholds (Frank and Hall 2001) and scored by how far off they are."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,12 +16,12 @@ UNKNOWN = 255
 class Ordered(Task):
     """Ordered classes: K-1 questions "more than k?", the mean distance between decided and true class as score."""
 
-    kind = "classes"
-    headline = "distance"
+    kind: ClassVar[str] = "classes"
+    headline: ClassVar[str] = "distance"
 
     @property
     def channels(self) -> int:  # K-1
-        """Count the thresholds."""
+        """Count the questions."""
         return self.target.size - 1
 
     def loss(
@@ -30,8 +31,7 @@ class Ordered(Task):
         valid: Tensor | None = None,  # (B, H, W)
     ) -> Tensor:
         """Ask each threshold."""
-        truth = self.known(truth, valid)
-        known = truth != UNKNOWN
+        known = truth != UNKNOWN if valid is None else (truth != UNKNOWN) & valid
         more = torch.stack([truth > k for k in range(self.channels)], 1).to(output.dtype)
         each = nn.functional.binary_cross_entropy_with_logits(output, more, reduction="none").mean(1)
         return (each * known).sum() / known.sum().clamp_min(1)
