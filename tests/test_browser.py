@@ -375,7 +375,7 @@ import xarray as xr
 from pyproj import CRS, Transformer
 from sarfm.ice.charts import chart_label
 from sarfm.scenes.open import make_scene
-from sarfm.scenes.simulate import simulate_ice
+from sarfm.ice.sea_ice import simulate_ice
 from sarfm.ice.figures import chart_map
 
 def swath(lon, lat, side=300, step=300.0):

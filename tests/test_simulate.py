@@ -8,6 +8,7 @@ import pytest
 import torch
 import xarray as xr
 
+from sarfm.ice.sea_ice import simulate_ice
 from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
 from sarfm.patches.contract import InputContract
@@ -16,16 +17,7 @@ from sarfm.patches.prepare import restore, write_store
 from sarfm.sar import to_power
 from sarfm.scenes.open import open_scene, save_scene
 from sarfm.scenes.scene import check_scene, flag_meanings
-from sarfm.scenes.simulate import (
-    EW,
-    IW,
-    noise_pattern,
-    observe,
-    product_speckle,
-    simulate_flood,
-    simulate_ice,
-    simulate_season,
-)
+from sarfm.scenes.simulate import EW, IW, noise_pattern, observe, product_speckle, simulate_flood, simulate_season
 
 KINDS = {"ice": simulate_ice, "season": simulate_season, "flood": simulate_flood}
 

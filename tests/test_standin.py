@@ -17,11 +17,11 @@ from sarfm.datasets.entries import load_entry
 from sarfm.ice import simulated_files as standin_files
 from sarfm.ice.ai4arctic import open_ai4arctic, parse_name
 from sarfm.ice.charts import CHARTS, classify, draw_charts, parse_codes
+from sarfm.ice.sea_ice import simulate_ice
 from sarfm.ice.simulated import AMSR2, ERA5, HEADER, REGIMES, draw_polygons, egg_code, season_of, simulate_region
 from sarfm.ice.simulated_files import halve, standin_name, write_raw, write_ready, write_standins
 from sarfm.io.files import carried
 from sarfm.scenes.scene import check_scene, label_names
-from sarfm.scenes.simulate import simulate_ice
 
 SEASONS = {"winter": "2019-03-15T10:18:30", "melt": "2020-08-01T00:00:00", "freeze-up": "2021-10-31T23:59:30"}
 

@@ -20,25 +20,27 @@ from scipy import ndimage
 from scipy.special import ndtri
 
 from .charts import chart_label
-from .variables import ancillary
-from ..scenes.scene import check_scene, make_scene
-from sarfm.scenes.simulate import (
+from sarfm.ice.sea_ice import (
     BENDS_M,
-    BURST_M,
-    EW,
     EW_DEG_PER_M,
     ICE_CLASSES,
     PLATE_M,
-    Cells,
     Surface,
-    cells,
     floe_diameters,
     ice_levels,
     ice_texture,
     lumpy,
+    place_discs,
+)
+from .variables import ancillary
+from ..scenes.scene import check_scene, make_scene
+from sarfm.scenes.simulate import (
+    BURST_M,
+    EW,
+    Cells,
+    cells,
     noise_pattern,
     observe,
-    place_discs,
     product_speckle,
     rough_field,
     strips,
