@@ -27,10 +27,10 @@ $(READY): settings.ini setup.py pyproject.toml
 demo: export SARFM_DATA := $(CURDIR)/.sarfm-data
 demo: setup  ## pretrain, fine-tune and compare on the embedded real scene: minutes on two cores
 	@$(BIN)/sarfm run pretrain --out demo/pretrain
-	@$(BIN)/sarfm run finetune -p pretrained=demo/pretrain --out demo/finetune
-	@$(BIN)/sarfm run compare -p pretrained=demo/pretrain --out demo/compare
+	@$(BIN)/sarfm run finetune -p pretrained=demo/pretrain -p 'contestants=["pretrained", "scratch", "unet"]' \
+	    -p rates.scratch=0.003 -p rates.unet=0.003 -p 'fractions=[0.33, 1.0]' -p 'seeds=[0, 1, 2]' --out demo/finetune
 	@printf '\n%s\n' "Done. Open in a browser (no network needed), or in JupyterLab with: make lab"
-	@for path in demo/compare/figures/*.html demo/*/figures/*.png demo/*/*.ipynb; do \
+	@for path in demo/pretrain/figures/*.html demo/*/figures/*.png demo/*/*.ipynb; do \
 	    if [ -e "$$path" ]; then echo "  $(CURDIR)/$$path"; fi; done
 
 test: setup  ## everything that must hold; ONLY="lint docs" runs the steps of these names

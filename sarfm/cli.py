@@ -20,7 +20,7 @@ from .runs.notebooks import RunFailed, run_notebook
 from .runs.parameters import check_parameters, describe_parameters, parse_texts, read_preset
 from .runs.sweeps import run_sweep
 
-# %% ../nbs/79_cli.ipynb #4153dd90
+# %% ../nbs/79_cli.ipynb #d433e0ea
 def command_line() -> argparse.ArgumentParser:  # every command with its options
     """Describe the commands."""
     parser = argparse.ArgumentParser(
@@ -30,7 +30,7 @@ def command_line() -> argparse.ArgumentParser:  # every command with its options
     run = commands.add_parser("run", help="execute a run notebook into a folder", description=RUN_HELP)
     run.add_argument(
         "notebook",
-        help="pretrain, finetune, compare, evaluate, predict, icecharts, icereport, or the path of a notebook of your own",
+        help="pretrain, finetune, evaluate, predict, report, or the path of a notebook of your own",
     )
     run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
     run.add_argument(
@@ -41,11 +41,13 @@ def command_line() -> argparse.ArgumentParser:  # every command with its options
     run.add_argument("--describe", action="store_true", help="list the parameters and stop")
     run.add_argument("--quiet", action="store_true", help="do not forward the notebook's output")
     score = commands.add_parser(
-        "evaluate", help="score a fine-tuned run on files it has never seen", description=SCORE_HELP
+        "evaluate", help="score a fine-tuned run on what it held out or on files never seen", description=SCORE_HELP
     )
     score.add_argument("run", metavar="RUN", help="the folder of a fine-tuning run")
     score.add_argument(
-        "--images", required=True, metavar="DIR", help="images and masks, laid out like the run's data set"
+        "--images",
+        metavar="DIR",
+        help="images and labels, laid out like the run's data set (default: its held-out part)",
     )
     score.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
     score.add_argument("--out", metavar="DIR", help="folder of the results (default: evaluate-NAME below RUN)")
@@ -171,18 +173,20 @@ def _text(value: Any) -> str:
         return f"{_text(value.get('value'))} [{_text(value.get('low'))}, {_text(value.get('high'))}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-# %% ../nbs/79_cli.ipynb #02239048
+# %% ../nbs/79_cli.ipynb #b670e7ad
 def _evaluation(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     """Check the words of `sarfm evaluate`: parameters and folder of the run."""
-    given, run, images = _given("evaluate", arguments.parameter), Path(arguments.run), Path(arguments.images)
+    given, run = _given("evaluate", arguments.parameter), Path(arguments.run)
     for name, word in (("finetuned", "RUN"), ("images", "--images"), ("out", "--out")):
-        if name in given and (name != "out" or arguments.out is not None):
+        if name in given and (name == "finetuned" or getattr(arguments, name) is not None):
             raise ValueError(f"{name} is given twice: as {word} and as -p {name}={given[name]}")
     if not (run / "model.json").is_file():
         raise FileNotFoundError(f"there is no {run / 'model.json'}. Give the folder of a finished run of finetune")
-    if "classes" not in read_json(run / "model.json").get("config", {}):
-        raise ValueError(f"the model in {run} calls no classes. Give the folder of a run of finetune")
-    if not images.is_dir():
+    if "tasks" not in read_json(run / "model.json").get("config", {}):
+        raise ValueError(f"the model in {run} predicts no target. Give the folder of a run of finetune")
+    if (asked := arguments.images or given.get("images", "")) == "":
+        return {**given, "finetuned": str(run)}, Path(arguments.out or given.pop("out", "") or run / "evaluate")
+    if not (images := Path(asked)).is_dir():
         raise FileNotFoundError(f"there is no folder {images}. Give the one that holds the images and masks")
     folder = Path(arguments.out or given.pop("out", "") or run / f"evaluate-{images.resolve().name}")
     if folder.resolve().is_relative_to(images.resolve()):
@@ -209,7 +213,8 @@ def _scores(result: dict[str, Any]) -> list[str]:
     """Write scores and refusals as lines."""
     lines = [f"{name}: {_text(value)}" for name, value in result["scores"].items()]
     for name, each in result["classes"].items():
-        lines.append(f"{name}: " + ", ".join(f"{score} {_text(each[score])}" for score in ("iou", "f1", "false_alarm")))
+        said = [score for score in ("iou", "f1", "false_alarm", "average_precision") if score in each]
+        lines.append(f"{name}: " + ", ".join(f"{score} {_text(each[score])}" for score in said))
     if result["trained_on"]:
         lines.append(
             f"mind: the run was trained on {len(result['trained_on'])} of the images; these scores are no test"

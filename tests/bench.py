@@ -22,21 +22,24 @@ import pandas as pd
 import torch
 import xarray as xr
 import zarr
+from predictors import one_target
 from test_mae_reference import pair, reference
 from torch.utils.flop_counter import FlopCounterMode
 
+from sarfm.evaluation.counting import count_piece
+from sarfm.evaluation.intervals import score_table
 from sarfm.evaluation.predict import predict_scene
 from sarfm.evaluation.tallies import Tallies
 from sarfm.evaluation.tiles import tile_starts
-from sarfm.ice.score import chart_scores, tally_chart
+from sarfm.ice.charts import chart_targets
 from sarfm.io.files import write_json
-from sarfm.models.heads import Segmenter
 from sarfm.models.kinds import build_encoder
 from sarfm.models.mae import MAE
 from sarfm.models.masking import hide_highest
 from sarfm.patches.contract import InputContract
 from sarfm.patches.prepare import write_store
 from sarfm.scenes.open import make_scene
+from sarfm.tasks.tasks import task_for
 
 TRIES = 5
 CHANNELS = (3, 12)
@@ -184,7 +187,7 @@ def plain_scene(side: int) -> tuple[xr.Dataset, InputContract]:
 def prediction() -> Iterator[dict]:
     """A scene in tiles of 224 px that overlap by half, over its model alone: ViT-S/16 with a linear head."""
     scene, contract = plain_scene(1008)
-    model = Segmenter(build_encoder("vit-small", 2, 16), 11, "linear").eval()
+    model = one_target(build_encoder("vit-small", 2, 16), 11, "linear").eval()
     tiles = len(tile_starts(1008, 224, 112)) ** 2
     image, valid = torch.randn(8, 2, 224, 224), torch.ones(8, 224, 224, dtype=torch.bool)
 
@@ -306,6 +309,7 @@ def score(whose: str, scenes: int, side: int) -> None:
     """Print CPU seconds without making the charts, MB over the imports, and the combined score."""
     from sklearn.metrics import f1_score, r2_score
 
+    tasks = {name: task_for(target) for name, target in chart_targets().items()}
     counts, held, seconds = Tallies(), {chart: ([], []) for chart in CHARTS}, 0.0
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
@@ -314,7 +318,8 @@ def score(whose: str, scenes: int, side: int) -> None:
             predicted, truth = chart_pair(scene, chart, side)
             start = time.process_time()
             if whose == "ours":
-                tally_chart(counts, str(scene), chart, predicted, truth)
+                for k in range(0, side, 256):  # in bands, as a scene is predicted
+                    count_piece(counts, tasks[chart], str(scene), chart, predicted[k : k + 256], truth[k : k + 256])
             else:
                 seen = truth != 255
                 held[chart][0].append(truth[seen])
@@ -322,7 +327,7 @@ def score(whose: str, scenes: int, side: int) -> None:
             seconds += time.process_time() - start
     start = time.process_time()
     if whose == "ours":
-        table = chart_scores(counts.table(), draws=0)
+        table = score_table(counts.table(), tasks, draws=1)
         combined = float(table.loc[table["score"] == "combined", "value"].iloc[0])
     else:
         parts = []

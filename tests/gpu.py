@@ -165,9 +165,14 @@ def speed(device: torch.device, size: str, batch_size: int, kind: str, dry: bool
 
 def pretraining(device: torch.device, dry: bool) -> dict:
     """The run notebook by papermill, in a kernel of its own, and what its record says."""
-    asked = {"steps": 4 if dry else 600, "batch_size": 4 if dry else 64, "checkpoint_every": 2 if dry else 200}
-    asked |= {"device": str(device), "precision": "bf16-mixed" if device.type == "cuda" else "32-true"}
-    asked |= {"stride_px": 48 if dry else 8, "encoder": "vit-nano" if dry else "vit-small", "workers": 0 if dry else 4}
+    asked = {
+        "learn.steps": 4 if dry else 600,
+        "learn.batch_size": 4 if dry else 64,
+        "checkpoint_every": 2 if dry else 200,
+    }
+    asked |= {"device": str(device), "learn.precision": "bf16-mixed" if device.type == "cuda" else "32-true"}
+    asked |= {"data.stride_px": 48 if dry else 8, "encoder": "vit-nano" if dry else "vit-small"}
+    asked["crops.workers"] = 0 if dry else 4
     return launched("pretrain", asked, device, ("loss_first", "loss_last", "rmse"))
 
 
@@ -190,14 +195,14 @@ def launched(notebook: str, asked: dict, device: torch.device, numbers: tuple[st
 
 def prediction(device: torch.device, dry: bool) -> dict:
     """A scene's classes, here and on the CPU: speed, memory, and the share of pixels that agree."""
+    from predictors import one_target
     from test_predict import contract, scene
 
     from sarfm.evaluation.predict import predict_scene
     from sarfm.evaluation.tiles import Tiling
-    from sarfm.models.heads import Segmenter
 
     torch.manual_seed(0)
-    model = Segmenter(build_encoder("vit-nano" if dry else "vit-small", 2, 8), 3).eval()
+    model = one_target(build_encoder("vit-nano" if dry else "vit-small", 2, 8), 3).eval()
     result: dict = {}
     side = 96 if dry else 4000
     with watched(device, result):

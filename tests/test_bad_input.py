@@ -118,7 +118,10 @@ def test_mask_ratio_of_one():
 
 @pytest.mark.parametrize(
     ("given", "says"),
-    [("mask_ratio=1.0", "mask_ratio must be in (0, 1); got '1.0'"), ("maskratio=0.5", "did you mean 'mask_ratio'?")],
+    [
+        ("settings.mask_ratio=1.0", "settings.mask_ratio must be in (0, 1); got '1.0'"),
+        ("settings.maskratio=0.5", "did you mean 'settings.mask_ratio'?"),
+    ],
 )
 def test_run_refused_before_it_starts(tmp_path, given, says):
     sarfm = Path(sys.executable).with_name("sarfm")

@@ -41,13 +41,13 @@ def test_help(words):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["run", "pretrain", "-p", "mask_ration=0.5"], "did you mean 'mask_ratio'"),
-        (["run", "pretrain", "-p", "mask_ratio=1.0"], "in (0, 1)"),
-        (["run", "pretrain", "-p", "steps=many"], "type int"),
-        (["run", "pretrain", "-p", "steps"], "NAME=VALUE"),
-        (["run", "pretrain", "-p", "steps=1", "-p", "steps=2"], "given twice"),
+        (["run", "pretrain", "-p", "settings.mask_ration=0.5"], "did you mean 'settings.mask_ratio'"),
+        (["run", "pretrain", "-p", "settings.mask_ratio=1.0"], "in (0, 1)"),
+        (["run", "pretrain", "-p", "learn.steps=many"], "type int"),
+        (["run", "pretrain", "-p", "learn.steps"], "NAME=VALUE"),
+        (["run", "pretrain", "-p", "learn.steps=1", "-p", "learn.steps=2"], "given twice"),
         (["run", "pretrain", "-p", "out=a", "--out", "b"], "given twice"),
-        (["run", "pretrained"], "compare', 'evaluate', 'finetune'"),
+        (["run", "pretrained"], "evaluate', 'finetune', 'predict'"),
         (["run", "missing.ipynb"], "no notebook missing.ipynb"),
         (["run", "pretrain", "--kernel", "nowhere"], "no Jupyter kernel"),
         (["evaluate", "nowhere", "--images", "."], "no nowhere/model.json"),
@@ -76,7 +76,7 @@ def test_version(capsys):
 
 def test_describe_lists_every_parameter(capsys):
     assert main(["run", "pretrain", "--describe"]) == 0
-    assert "mask_ratio: float = 0.75\n    fraction of tokens hidden, in (0, 1)" in capsys.readouterr().out
+    assert "settings.mask_ratio: float = 0.75\n    fraction of patches hidden, in (0, 1)" in capsys.readouterr().out
 
 
 def test_data_list_show_and_check(capsys):

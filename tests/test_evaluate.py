@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from predictors import one_target
 
 from sarfm import cli
 from sarfm.datasets.entries import load_entry
@@ -17,19 +18,21 @@ from sarfm.evaluation.unseen import (
     count_images,
     image_scores,
     interval_scores,
-    label_to_score,
-    load_segmentation,
+    labels_to_score,
+    load_predictor,
     other_files,
     report,
     scoreable,
     trained_on,
 )
 from sarfm.io.files import write_json
-from sarfm.models.heads import Segmenter
 from sarfm.models.kinds import build_encoder
 from sarfm.models.mae import MAE
 from sarfm.models.weights import load_model, save_model
 from sarfm.patches.contract import InputContract
+from sarfm.scenes.channels import Target
+from sarfm.tasks.predictor import Predictor
+from sarfm.tasks.tasks import Classes, Number
 
 LAYOUT = """
 id: pairs
@@ -53,6 +56,8 @@ CONTRACT = InputContract(
     crop_px=16,
 )
 
+TASKS = {"flood": Classes(Target("flood", classes={0: "not flooded", 1: "flooded"}))}
+
 
 def write_pairs(folder, names, seed=0):
     """Write before, after and mask, 24 × 32 px, a few pixels unobserved."""
@@ -71,13 +76,13 @@ def write_pairs(folder, names, seed=0):
 def write_run(folder, data):
     """Write what a fine-tuning run leaves: a model with its contract, and the parameters."""
     torch.manual_seed(0)
-    model = Segmenter(build_encoder("vit-nano", 2, 8), 2, "linear").eval()
+    model = Predictor(build_encoder("vit-nano", 2, 8), TASKS, "linear").eval()
     with torch.no_grad():  # untrained, it calls about half of the pixels flooded
-        scores = model(torch.randn(4, 2, 16, 16))
-        model.classify.bias[1] += (scores[:, 0] - scores[:, 1]).median()
+        scores = model(torch.randn(4, 2, 16, 16))["flood"]
+        model.classify["flood"].bias[1] += (scores[:, 0] - scores[:, 1]).median()
     save_model(model, folder, CONTRACT)
-    learnt = {"dataset": str(data / "pairs.yaml"), "data_folder": "", "label": "", "times": "channels"}
-    learnt |= {"split": "block", "split_fractions": [0.5, 0.25, 0.25], "seed": 0}
+    learnt = {"data": {"dataset": str(data / "pairs.yaml"), "folder": "", "dates": "channels"}}
+    learnt |= {"split": {"by": "block", "fractions": [0.5, 0.25, 0.25], "seed": 0}}
     write_json(folder / "run.json", {"notebook": "finetune", "status": "done", "parameters": learnt})
     return folder
 
@@ -121,7 +126,7 @@ def matrix_of(run, images, entry, name):
     """Count one image from the files themselves: pixels observed on both dates."""
     model, contract = load_model(run)
     scene = scoreable(entry, images, contract)[0][name]
-    called = predict_scene(model, contract, scene)["prediction"].values
+    called = predict_scene(model, contract, scene)["flood"].values
     before, after, mask = (np.array(Image.open(images / p / f"{name}.png")) for p in ("before", "after", "mask"))
     seen = (before != 255) & (after != 255)
     truth = mask == 255
@@ -185,9 +190,10 @@ def test_mended_files_are_scored_and_the_others_named(asked):
     assert made == figures | {
         "evaluate.ipynb",
         "evaluate.json",
-        "metrics.parquet",
         "not_scored.parquet",
         "run.json",
+        "scores.parquet",
+        "tallies.parquet",
     }, "something is missing, or half-written"
     for name in figures:
         Image.open(out / name).verify()
@@ -229,8 +235,10 @@ def test_the_json_holds_what_a_script_needs(asked, home):
         assert all(s.keys() == {"value", "low", "high"} and s["low"] <= s["high"] for s in scores.values())
     record = json.loads((asked["folder"] / "out" / "run.json").read_text())
     assert record["status"] == "done" and record["metrics"]["iou_flooded"] == said["classes"]["flooded"]["iou"]
-    counts = pd.read_parquet(asked["folder"] / "out" / "metrics.parquet")
-    assert counts.drop(columns="scene").to_numpy().sum() == sum(row["pixels"] for row in said["images"])
+    counted = pd.read_parquet(asked["folder"] / "out" / "tallies.parquet")
+    assert sum(map(sum, counted["sums"])) == counted["n"].sum() == sum(row["pixels"] for row in said["images"])
+    scores = pd.read_parquet(asked["folder"] / "out" / "scores.parquet").set_index(["target", "score"])
+    assert scores.loc[("flood", "iou_flooded"), "value"] == said["classes"]["flooded"]["iou"]["value"]
 
 
 def test_the_command_line_prints_scores_and_refusals(asked):
@@ -247,7 +255,7 @@ def test_the_command_line_prints_scores_and_refusals(asked):
     [
         (["nowhere", "--images", "images"], "there is no nowhere/model.json"),
         (["run", "--images", "gone"], "there is no folder gone"),
-        (["pretrained", "--images", "images"], "calls no classes"),
+        (["pretrained", "--images", "images"], "predicts no target"),
         (["run", "--images", "images", "--out", "images/out"], "into the folder of the images"),
         (["run", "--images", "images", "--out", "run"], "holds a run with other parameters"),
         (["run", "--images", "images", "-p", "images=x"], "given twice"),
@@ -345,8 +353,9 @@ def test_every_kind_of_damage_is_named_with_its_file(tmp_path, entry):
         file for scene, (file, _, _) in DAMAGE.items() if scene not in ("10", "13")
     }, "more than the damaged file is blamed"
     assert content(images) == before
-    table = count_images(load_model(tmp_path.joinpath(write_run(tmp_path / "run", tmp_path)))[0], CONTRACT, scenes, 2)
-    assert len(table) == 2 and table.drop(columns="scene").to_numpy().sum() == 2 * (24 * 32 - 4)
+    model, _ = load_model(write_run(tmp_path / "run", tmp_path))
+    table = count_images(model, CONTRACT, scenes, {"flood": "flood"})
+    assert len(table) == 2 and table["n"].sum() == 2 * (24 * 32 - 4)
 
 
 # ---- what was seen before, and what is left alone -----------------------------------------------------------------
@@ -359,15 +368,15 @@ def test_images_that_were_trained_on_are_found_under_any_name(home, entry, tmp_p
         for part in parts:
             (tmp_path / part / f"copy{number}.png").write_bytes((data / part / f"{name}.png").read_bytes())
     learnt = json.loads((home / "run" / "run.json").read_text())["parameters"]
-    found = candidates(entry, tmp_path, "flood")[0]
+    found = candidates(entry, tmp_path, ["flood"])[0]
     from sarfm.patches.splits import split_by_block
 
     index = pd.DataFrame({"scene": [f"{k:02}" for k in range(10)], "patch": 0})
     train = set(index["scene"][split_by_block(index, 10) == "train"])
     expected = [f"copy{k}" for k, name in enumerate(["00", "03", "04", "09"]) if name in train]
     assert 0 < len(expected) < 4 and trained_on(found, learnt) == expected
-    assert trained_on(found, learnt | {"split": "region"}) == ["copy0", "copy1", "copy2", "copy3"]
-    assert trained_on(found, learnt | {"data_folder": str(tmp_path / "gone")}) is None
+    assert trained_on(found, learnt | {"split": {"by": "region"}}) == ["copy0", "copy1", "copy2", "copy3"]
+    assert trained_on(found, {**learnt, "data": {**learnt["data"], "folder": str(tmp_path / "gone")}}) is None
     assert trained_on(found, {}) is None
 
 
@@ -375,17 +384,19 @@ def test_files_that_are_part_of_no_image_are_listed(entry, tmp_path):
     write_pairs(tmp_path, ["a"])
     (tmp_path / "before" / "b.jpg").touch()
     (tmp_path / "notes.txt").touch()
-    assert other_files(entry, tmp_path, "flood") == ["before/b.jpg", "notes.txt"]
+    assert other_files(entry, tmp_path, ["flood"]) == ["before/b.jpg", "notes.txt"]
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        candidates(entry, tmp_path / "gone", "flood")
+        candidates(entry, tmp_path / "gone", ["flood"])
 
 
 # ---- edges --------------------------------------------------------------------------------------------------------
 
 
 def test_one_image_has_no_interval_and_absent_classes_no_score(tmp_path):
-    table = pd.DataFrame([{"scene": "a", "t0_p0": 90, "t0_p1": 10, "t1_p0": 0, "t1_p1": 0}])
-    found, listed = interval_scores(table, ["dry", "wet"]), image_scores(table, ["dry", "wet"])
+    fixed = {"run": "", "seed": 0, "place": "a", "target": "wet", "group": 0, "n": 100}
+    table = pd.DataFrame([{"scene": "a", "sums": [90.0, 10.0, 0.0, 0.0], **fixed}])
+    tasks = {"wet": Classes(Target("wet", classes={0: "dry", 1: "wet"}))}
+    found, listed = interval_scores(table, tasks), image_scores(table, tasks)
     none = pd.DataFrame(columns=["scene", "file", "reason"])
     said = json.loads(json.dumps(report(found, listed, none, {}), allow_nan=False))
     assert said["classes"]["wet"]["recall"] == {"value": None, "low": None, "high": None}
@@ -398,22 +409,38 @@ def test_each_date_can_be_scored_by_itself(entry, tmp_path):
     (images / "after" / "b.png").write_bytes(b"")
     contract = CONTRACT.model_copy(update={"channels": ["vv"], "mean": [100.0], "std": [50.0]})
     torch.manual_seed(0)
-    model = Segmenter(build_encoder("vit-nano", 1, 8), 2, "linear").eval()
+    model = one_target(build_encoder("vit-nano", 1, 8), 2, "linear").eval()
     scenes, refused = scoreable(entry, images, contract, times="scenes")
     assert list(scenes) == ["a@0", "a@1"] and list(refused["file"]) == ["after/b.png"]
-    table = count_images(model, contract, scenes, 2, progress=False)
-    assert list(table.drop(columns="scene").sum(axis=1)) == [24 * 32 - 3, 24 * 32 - 1]
+    table = count_images(model, contract, scenes, {"label": "flood"}, progress=False)
+    assert table["n"].tolist() == [24 * 32 - 3, 24 * 32 - 1]
 
 
 def test_labels_and_models_that_do_not_fit_are_refused(entry, home, tmp_path):
-    assert label_to_score(entry) == "flood"
+    assert labels_to_score(entry) == labels_to_score(entry, TASKS) == {"flood": "flood"}
+    assert labels_to_score(entry, {"water": TASKS["flood"]}, "flood") == {"water": "flood"}
     with pytest.raises(ValueError, match="has the targets \\['flood'\\]; got 'ice'"):
-        label_to_score(entry, "ice")
+        labels_to_score(entry, TASKS, "ice")
+    with pytest.raises(ValueError, match="the model predicts water; name the one to compare with"):
+        labels_to_score(entry, {"water": TASKS["flood"]})
     with pytest.raises(ValueError, match="describes no target"):
-        label_to_score(entry.model_copy(update={"targets": {}}))
-    with pytest.raises(ValueError, match="calls 2 classes, the label has 3"):
-        load_segmentation(home / "run", 3)
+        labels_to_score(entry.model_copy(update={"targets": {}}))
+    three = Target("ice", classes={0: "a", 1: "b", 2: "c"})
+    with pytest.raises(ValueError, match="predicts 2 classes, ice has 3 classes"):
+        load_predictor(home / "run", {"flood": three})
     narrow = CONTRACT.model_copy(update={"units": "dB"})
     write_pairs(tmp_path, ["a"])
     scenes, refused = scoreable(entry, tmp_path, narrow)
     assert not scenes and "the model takes 'dB'" in refused["reason"][0]
+
+
+def test_several_targets_are_scored_beside_each_other():
+    depth = Number(Target("depth", "number", units="m", limits=(0, 10)))
+    fixed = {"run": "", "seed": 0, "place": "", "group": 0, "n": 10}
+    rows = [{"scene": s, "target": "flood", "sums": [6.0, 1, 1, 2.0 + k]} for k, s in enumerate("ab")]
+    rows += [{"scene": s, "target": "depth", "sums": [10.0, 1, 5, 9, 20 + k, 80]} for k, s in enumerate("ab")]
+    table, tasks = pd.DataFrame([row | fixed for row in rows]), {**TASKS, "depth": depth}
+    said = report(interval_scores(table, tasks, 50), image_scores(table, tasks), pd.DataFrame(), {})
+    assert said["classes"].keys() == {"flood: not flooded", "flood: flooded"}
+    assert np.isclose(said["scores"]["depth: rmse"]["value"], 0.9**0.5) and "flood: mean_iou" in said["scores"]
+    assert said["images"][0]["classes"]["flood: flooded"].keys() == {"iou", "f1", "false_alarm"}

@@ -6,17 +6,19 @@ import pytest
 
 from sarfm.evaluation.intervals import (
     by_seed,
-    class_score,
     difference,
     difference_table,
     interval,
     interval_table,
     intervals,
 )
-from sarfm.evaluation.metrics import scores
-from sarfm.evaluation.tallies import Tallies, load_tallies, save_tallies, stack, tallies_of_counts
+from sarfm.evaluation.scoring import score_of
+from sarfm.evaluation.tallies import Tallies, load_tallies, save_tallies, stack
+from sarfm.scenes.channels import Target
+from sarfm.tasks.scores import class_scores
+from sarfm.tasks.tasks import Classes
 
-CLASSES = ["dry", "flooded"]
+TASKS = {"label": Classes(Target("label", classes={0: "dry", 1: "flooded"}))}
 
 
 def counted(shift=0, scenes=12, seeds=(0, 1, 2), classes=2):
@@ -49,17 +51,17 @@ def iou_flooded(matrix):
 
 def test_interval_is_the_bootstrap_written_out():
     matrices, table = counted()
-    found = interval(table, class_score("iou_flooded", CLASSES), draws=200)
+    found = interval(table, score_of(TASKS, "iou_flooded"), draws=200)
     drawn = drawn_by_hand(matrices, iou_flooded, draws=200)
     assert np.isclose(found.value, np.mean([iou_flooded(m.sum(0)) for m in matrices]))
     np.testing.assert_allclose([found.low, found.high], np.quantile(drawn, [0.025, 0.975]))
-    narrow = interval(table, class_score("iou_flooded", CLASSES), draws=200, level=0.5)
+    narrow = interval(table, score_of(TASKS, "iou_flooded"), draws=200, level=0.5)
     np.testing.assert_allclose([narrow.low, narrow.high], np.quantile(drawn, [0.25, 0.75]))
 
 
 def test_difference_is_paired_and_written_out():
     (one, first), (two, second) = counted(shift=9), counted()
-    found = difference(first, second, class_score("iou_flooded", CLASSES), draws=200)
+    found = difference(first, second, score_of(TASKS, "iou_flooded"), draws=200)
     drawn = drawn_by_hand(one, iou_flooded, 200) - drawn_by_hand(two, iou_flooded, 200)
     np.testing.assert_allclose([found.low, found.high], np.quantile(drawn, [0.025, 0.975]))
     each = [iou_flooded(a.sum(0)) - iou_flooded(b.sum(0)) for a, b in zip(one, two, strict=True)]
@@ -70,7 +72,7 @@ def test_order_of_rows_groups_and_pieces_change_nothing():
     _, table = counted()
     half = table.assign(sums=[s / 2 for s in table["sums"]])
     split = pd.concat([half, half.assign(group=1)]).sample(frac=1, random_state=3)
-    score = class_score("mean_iou", CLASSES)
+    score = score_of(TASKS, "mean_iou")
     np.testing.assert_allclose(interval(split, score, draws=50), interval(table, score, draws=50))
 
 
@@ -78,7 +80,7 @@ def test_units_are_what_is_drawn():
     """Scenes of one place stand and fall together: as many units as places, and a wider interval here."""
     matrices, table = counted(scenes=12)
     same = pd.concat([table.assign(scene=table["scene"] + str(k), place=table["scene"]) for k in range(4)])
-    score = class_score("accuracy", CLASSES)
+    score = score_of(TASKS, "accuracy")
     by_scene, by_place = interval(same, score), interval(same, score, by="place")
     assert by_scene.value == by_place.value
     assert by_place.high - by_place.low > 1.6 * (by_scene.high - by_scene.low)
@@ -101,23 +103,22 @@ def test_several_targets_share_their_draws():
 
 
 def test_interval_holds_what_it_promises():
-    generator, score = np.random.default_rng(1), class_score("mean_iou", CLASSES)
+    generator, score = np.random.default_rng(1), score_of(TASKS, "mean_iou")
 
     def sample(n):
         right = generator.binomial(400, generator.beta(16, 4, size=(n, 2)))
-        rows = [
-            {"scene": k, "t0_p0": a, "t0_p1": 400 - a, "t1_p0": 400 - b, "t1_p1": b} for k, (a, b) in enumerate(right)
-        ]
-        return tallies_of_counts(pd.DataFrame(rows))
+        table = pd.DataFrame({"scene": range(n)})
+        sums = np.stack([right[:, 0], 400 - right[:, 0], 400 - right[:, 1], right[:, 1]], 1).astype(float)
+        return table.assign(run="", seed=0, place="", target="label", group=0, n=800, sums=list(sums))
 
-    truth = scores(stack(sample(50_000), "label").sum(0).reshape(2, 2))["mean_iou"]
+    truth = class_scores(stack(sample(50_000), "label").sum(0).reshape(2, 2))["mean_iou"]
     found = [interval(sample(60), score, draws=300, seed=k) for k in range(150)]
     assert 0.89 <= np.mean([low <= truth <= high for _, low, high in found]) <= 0.99
 
 
 def test_one_scene_has_no_interval_and_seeds_are_followed():
     _, table = counted()
-    score = class_score("accuracy", CLASSES)
+    score = score_of(TASKS, "accuracy")
     assert np.isnan(interval(table[table["scene"] == "s00"], score)[1:]).all()
     assert interval(table, score, seed=3) == interval(table, score, seed=3) != interval(table, score, seed=4)
     assert by_seed(table, score).index.tolist() == [0, 1, 2]
@@ -127,7 +128,7 @@ def test_one_scene_has_no_interval_and_seeds_are_followed():
 
 def test_tables_score_each_contestant_by_itself():
     tables = [counted(shift)[1].assign(fraction=0.1, contestant=name) for name, shift in (("a", 0), ("b", 5))]
-    both, score = pd.concat(tables, ignore_index=True), class_score("mean_f1", CLASSES)
+    both, score = pd.concat(tables, ignore_index=True), score_of(TASKS, "mean_f1")
     found = interval_table(both, score, ["fraction", "contestant"]).set_index("contestant")
     np.testing.assert_allclose(found.loc["a", ["value", "low", "high"]].astype(float), interval(tables[0], score))
     assert np.isclose(found.loc["b", "spread"], by_seed(tables[1], score).std(ddof=1))
@@ -136,9 +137,33 @@ def test_tables_score_each_contestant_by_itself():
     assert row["over"] == "a" and row["seeds"] == 3
 
 
+def test_all_scores_at_once_are_each_by_itself():
+    from sarfm.evaluation.intervals import score_table
+
+    _, table = counted()
+    found = score_table(table, TASKS, draws=150).set_index("score")
+    for name in ("mean_iou", "iou_flooded", "accuracy", "r2"):
+        ours = found.loc[name, ["value", "low", "high"]].astype(float)
+        np.testing.assert_allclose(ours, interval(table, score_of(TASKS, name), draws=150))
+    with pytest.raises(ValueError, match="Which run's is it"):
+        score_table(table.assign(target="oil"), TASKS)
+
+
+def test_histograms_of_tags_are_drawn_in_pieces():
+    """Long tallies are resampled some draws at a time, with the same draws as short ones."""
+    from sarfm.evaluation.intervals import _Drawn, how_often
+
+    rng = np.random.default_rng(0)
+    counts, often = rng.random((6, 60_000)), how_often(6, 200)
+    score = lambda sums: sums["tags"][..., 0] / sums["tags"][..., 1]
+    _, drawn = _Drawn(tuple(range(6)), (0,), [{"tags": counts}], often).score(score)
+    whole = often @ counts[:, :2]
+    np.testing.assert_allclose(drawn[:, 0], whole[:, 0] / whole[:, 1])
+
+
 def test_what_cannot_be_compared_is_refused():
     _, table = counted()
-    score = class_score("accuracy", CLASSES)
+    score = score_of(TASKS, "accuracy")
     with pytest.raises(ValueError, match="different scenes"):
         difference(table, table[table["scene"] != "s00"], score)
     with pytest.raises(ValueError, match="with the same"):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from predictors import one_target, unet
 from torch.nn import functional as F
 
-from sarfm.models.heads import Segmenter, build_unet
 from sarfm.models.kinds import build_encoder, encoder_size
 from sarfm.models.mae import MAE
 from sarfm.models.masking import block_mask, random_mask, split_mask, visible_count
@@ -210,12 +210,13 @@ def test_invalid_values_change_no_output():
     encoder = build_encoder("vit-nano", 2, 8)
     models = {
         "encoder": encoder,
-        "upernet": Segmenter(encoder, 3).eval(),
-        "linear": Segmenter(encoder, 3, "linear").eval(),
-        "unet": build_unet(2, 3).eval(),
+        "upernet": one_target(encoder, 3).eval(),
+        "linear": one_target(encoder, 3, "linear").eval(),
+        "unet": unet(2, 3).eval(),
     }
     for name, model in models.items():
         outputs = [model(x, valid) for x in (image, hostile, other)]
+        outputs = [o["label"] if isinstance(o, dict) else o for o in outputs]
         assert outputs[0].isfinite().all() and all(torch.equal(outputs[0], o) for o in outputs[1:]), name
 
 
@@ -509,8 +510,8 @@ def test_a_plain_swin_layer_is_timm_s():
 def test_heads_and_layer_decay_take_a_windowed_encoder():
     encoder = windowed()
     for head in ("upernet", "linear"):
-        model = Segmenter(encoder, 3, head, 16).train()
-        logits = model(torch.randn(2, 2, 50, 70), torch.rand(2, 50, 70) > 0.1)
+        model = one_target(encoder, 3, head, 16).train()
+        logits = model(torch.randn(2, 2, 50, 70), torch.rand(2, 50, 70) > 0.1)["label"]
         assert logits.shape == (2, 3, 50, 70)
         logits.square().mean().backward()
     layers = {encoder.layer_of(name) for name, _ in encoder.named_parameters()}
@@ -523,16 +524,16 @@ def test_heads_and_layer_decay_take_a_windowed_encoder():
 @pytest.mark.parametrize("size", [(32, 32), (50, 61), (24, 8)])
 def test_heads_give_logits_for_every_pixel_of_any_size(size):
     encoder = build_encoder("vit-nano", 3, 8)
-    for model in (Segmenter(encoder, 5), Segmenter(encoder, 5, "linear"), build_unet(3, 5)):
+    for model in (one_target(encoder, 5), one_target(encoder, 5, "linear"), unet(3, 5)):
         model.eval()
-        logits = model(torch.randn(2, 3, *size), torch.rand(2, *size) > 0.1)
+        logits = model(torch.randn(2, 3, *size), torch.rand(2, *size) > 0.1)["label"]
         assert logits.shape == (2, 5, *size) and logits.isfinite().all() and logits.dtype is torch.float32
 
 
 def test_heads_train_through_to_the_encoder():
     for head in ("upernet", "linear"):
-        model = Segmenter(build_encoder("vit-nano", 2, 8), 3, head)
-        model(torch.randn(2, 2, 32, 32)).square().mean().backward()
+        model = one_target(build_encoder("vit-nano", 2, 8), 3, head)
+        model(torch.randn(2, 2, 32, 32))["label"].square().mean().backward()
         assert model.encoder.embed.project.weight.grad.abs().sum() > 0
         missing = [name for name, p in model.named_parameters() if p.grad is None]
         assert not missing, missing
@@ -546,17 +547,17 @@ def test_padding_is_not_observed():
 
 
 def test_one_tile_at_a_time_is_refused_by_batch_normalisation():
-    model = Segmenter(build_encoder("vit-nano", 2, 8), 3)
+    model = one_target(build_encoder("vit-nano", 2, 8), 3)
     with pytest.raises(ValueError, match="at least 2 tiles"):
         model(torch.randn(1, 2, 32, 32))
     model.eval()(torch.randn(1, 2, 32, 32))
 
 
 def test_unknown_heads_and_networks_are_refused():
-    with pytest.raises(ValueError, match="upernet or linear"):
-        Segmenter(build_encoder("vit-nano", 2, 8), 3, "setr")
+    with pytest.raises(ValueError, match="upernet, linear"):
+        one_target(build_encoder("vit-nano", 2, 8), 3, "setr")
     with pytest.raises(ValueError, match="resnet18"):
-        build_unet(2, 3, "resnet1800")
+        unet(2, 3, "resnet1800")
 
 
 def test_gradients_are_the_same_bits_every_time_with_several_threads():

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import signal
 import subprocess
@@ -270,10 +271,10 @@ def test_values_that_do_not_fit_a_file_name_get_one_of_their_own(toy, tmp_path):
 def test_run_notebooks_keep_their_form(name):
     cells = [c for c in nbformat.read(notebook_path(name), 4).cells if c.cell_type == "code"]
     declared = declared_parameters(name)
-    assert check_parameters(name, {p.name: p.default for p in declared.values()}), "a default fails its own check"
+    assert check_parameters(name, {n: p.default for n, p in declared.items() if p.default != {}}), "a default fails"
     assert all(len(p.comment.split()) >= 2 for p in declared.values()), "every parameter says what it is"
-    assert {"out", "device" if "steps" in declared else "out"} <= set(declared)
-    assert {"seed", "seeds"} & set(declared) or name == "predict", "only a prediction draws nothing"
+    assert {"out", "device" if "learn.steps" in declared else "out"} <= set(declared)
+    assert {"seed", "seeds", "learn.seed"} & set(declared) or name == "predict", "only a prediction draws nothing"
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
     assert not [n for c in cells for n in ast.walk(ast.parse(c.source)) if isinstance(n, kinds)], (
         "no function definitions"
@@ -282,8 +283,10 @@ def test_run_notebooks_keep_their_form(name):
 
 
 def test_run_notebooks_agree_about_what_they_share():
-    declared = [declared_parameters(name) for name in ("pretrain", "finetune", "compare")]
-    for name in set.intersection(*map(set, declared)) - {"out", "stride_px", "steps", "batch_size", "seed", "patch_px"}:
+    declared = [declared_parameters(name) for name in ("pretrain", "finetune")]
+    apart = {"out", "data.stride_px", "split.by", "split.train_list", "learn.steps", "learn.batch_size"}
+    apart |= {"learn.betas", "learn.layer_decay", "checkpoint_every"}
+    for name in set.intersection(*map(set, declared)) - apart:
         assert len({json.dumps(d[name].default) for d in declared}) == 1, name
 
 
@@ -363,13 +366,45 @@ def test_sweeps_that_come_with_sarfm_are_sound():
 @pytest.mark.slow
 def test_the_chain_from_pretraining_to_comparison(tmp_path, monkeypatch):
     monkeypatch.setenv("SARFM_DATA", str(tmp_path / "data"))
-    run_notebook("pretrain", {"steps": 6, "checkpoint_every": 3, "stride_px": 24}, tmp_path / "p", progress=False)
+    run_notebook(
+        "pretrain", {"learn.steps": 6, "checkpoint_every": 3, "data.stride_px": 24}, tmp_path / "p", progress=False
+    )
     history = pd.read_parquet(tmp_path / "p" / "history.parquet")
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
-    run_notebook("finetune", {"pretrained": str(tmp_path / "p"), "steps": 3}, tmp_path / "f", progress=False)
-    assert 0 <= read_run(tmp_path / "f")["metrics"]["mean_iou"]["value"] <= 1
-    given = {"pretrained": str(tmp_path / "p"), "steps": 2, "seeds": [0], "fractions": [1.0]}
-    run_notebook("compare", given, tmp_path / "c", progress=False)
-    assert set(read_run(tmp_path / "c")["metrics"]) == {"pretrained@1", "scratch@1", "unet@1"}
-    page = (tmp_path / "c" / "figures" / "map.html").read_text()
+    run_notebook("finetune", {"pretrained": str(tmp_path / "p"), "learn.steps": 3}, tmp_path / "f", progress=False)
+    assert 0 <= read_run(tmp_path / "f")["metrics"]["cover.mean_iou"]["value"] <= 1
+    given = {"pretrained": str(tmp_path / "p"), "learn.steps": 2, "contestants": ["pretrained", "scratch", "unet"]}
+    run_notebook("finetune", given, tmp_path / "c", progress=False)
+    named = {"pretrained@1", "scratch@1", "unet@1", "labelled_patches", "train_list"}
+    assert set(read_run(tmp_path / "c")["metrics"]) == named
+    assert not list(tmp_path.rglob("cells/*/checkpoints")) and (tmp_path / "c/models/unet/model.safetensors").is_file()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("cells/*/tallies.parquet")}
+    (tmp_path / "c/finetune.ipynb").unlink()  # as if it had been stopped after its trainings
+    run_notebook("finetune", given, tmp_path / "c", progress=False)
+    assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) == 3
+    run_notebook("report", {"runs": str(tmp_path / "c"), "draws": 50}, tmp_path / "r", progress=False)
+    differences = pd.read_parquet(tmp_path / "r/differences.parquet")
+    assert set(differences["over"]) == {"scratch", "unet"} and (differences["low"] <= differences["high"]).all()
+    page = (tmp_path / "p" / "figures" / "map.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html") and "https://unpkg" not in page
+
+
+def test_threads_of_a_kernel_sleep_while_they_wait_unless_the_user_has_said_how(tmp_path, monkeypatch):
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    path = tmp_path / "told.ipynb"
+    told = new_code_cell(f'out: str = "{tmp_path}"  # folder of this run', metadata={"tags": ["parameters"]})
+    asked = new_code_cell('import os\nprint([os.environ.get(n) for n in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")])')
+    nbformat.write(new_notebook(cells=[told, asked]), path)
+
+    def said(folder):
+        done = nbformat.read(run_notebook(path, out=tmp_path / folder, progress=False), 4)
+        return done.cells[-1].outputs[0].text.strip()
+
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert said("default") == "['1000', None]"
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert said("active") == "[None, 'ACTIVE']"

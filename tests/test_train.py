@@ -8,18 +8,18 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from predictors import one_target, unet
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from sarfm.io.files import CorruptData
-from sarfm.models.heads import Segmenter, build_unet
 from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
+from sarfm.tasks.losses import LOSSES, class_loss, cross_entropy
 from sarfm.train import trainer
 from sarfm.train.checkpoints import generator_at, load_checkpoint, seed_at
-from sarfm.train.finetune import SegmentationTask, evaluate_segmentation
-from sarfm.train.losses import LOSSES, cross_entropy, parameter_groups, segmentation_loss, warmup_cosine
+from sarfm.train.losses import parameter_groups, warmup_cosine
 from sarfm.train.pretrain import preview
 from sarfm.train.trainer import fit, make_fabric
 from sarfm.train.training import NonFiniteLoss, Recipe, Training, guarded_step, running_statistics
@@ -94,7 +94,7 @@ def test_cross_entropy_agrees_with_pytorch():
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_of_unlabelled_batches_are_zero_and_finite(name):
     logits = torch.randn(1, 3, 8, 8, requires_grad=True)
-    loss = segmentation_loss(name)(logits, torch.full((1, 8, 8), 255))
+    loss = class_loss(name)(logits, torch.full((1, 8, 8), 255))
     loss.backward()
     assert loss == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
@@ -105,7 +105,7 @@ def test_ignored_pixels_have_no_gradient(name):
     logits = torch.randn(2, 3, 8, 8, requires_grad=True)
     truth = torch.randint(0, 3, (2, 8, 8))
     truth[:, 4:] = 255
-    segmentation_loss(name)(logits, truth).backward()
+    class_loss(name)(logits, truth).backward()
     assert (logits.grad[:, :, 4:] == 0).all()
     assert (logits.grad[:, :, :4] != 0).any()
 
@@ -119,25 +119,25 @@ def test_warmup_cosine_ends_where_it_should():
 
 @pytest.mark.parametrize("head", ["linear", "upernet"])
 def test_layer_decay_of_a_segmenter(head):
-    model = Segmenter(Encoder(2, patch_size=8, width=32, depth=3, heads=2), 2, head)
+    model = one_target(Encoder(2, patch_size=8, width=32, depth=3, heads=2), 2, head)
     groups = parameter_groups(model, 0.05, 0.5)
     scale = {id(p): g["scale"] for g in groups for p in g["params"]}
     named = dict(model.named_parameters())
     assert len(scale) == len(named)
     assert {scale[id(p)] for name, p in named.items() if name.startswith("encoder.embed.")} == {0.5**4}
     assert [scale[id(named[f"encoder.blocks.{k}.attn.qkv.weight"])] for k in range(3)] == [0.5**3, 0.5**2, 0.5]
-    assert scale[id(named["encoder.norm.weight"])] == scale[id(named["classify.weight"])] == 1.0
+    assert scale[id(named["encoder.norm.weight"])] == scale[id(named["classify.label.weight"])] == 1.0
     assert all(scale[id(p)] == 1.0 for name, p in named.items() if not name.startswith("encoder."))
     undecayed = [p for g in groups if g["weight_decay"] == 0 for p in g["params"]]
     assert all(p.ndim == 1 or p is named["encoder.embed.class_token"] for p in undecayed)
 
 
 def test_layer_decay_in_the_other_convention_never_uses_the_full_rate():
-    model = Segmenter(Encoder(2, patch_size=8, width=32, depth=3, heads=2), 2, "linear")
+    model = one_target(Encoder(2, patch_size=8, width=32, depth=3, heads=2), 2, "linear")
     groups = parameter_groups(model, 0.05, 0.7, "last_block")
     assert math.isclose(max(g["scale"] for g in groups), 0.7)
     with pytest.raises(ValueError, match="Leave layer_decay at None"):
-        parameter_groups(build_unet(2, 2), 0.05, 0.7)
+        parameter_groups(unet(2, 2), 0.05, 0.7)
 
 
 def published_scale(name, depth, decay, convention):
@@ -152,7 +152,7 @@ def published_scale(name, depth, decay, convention):
 @pytest.mark.parametrize("convention", ["mae", "last_block"])
 def test_layer_decay_is_the_published_one(convention):
     encoder = Encoder(2, patch_size=8, width=32, depth=3, heads=2)
-    for model in (Segmenter(encoder, 2, "upernet"), MAE(encoder, 32, 2, 2)):
+    for model in (one_target(encoder, 2, "upernet"), MAE(encoder, 32, 2, 2)):
         scale = {id(p): g["scale"] for g in parameter_groups(model, 0.05, 0.7, convention) for p in g["params"]}
         expected = {id(p): published_scale(name, 3, 0.7, convention) for name, p in model.named_parameters()}
         assert scale == {key: expected[key] for key in scale} and len(scale) == len(expected)
@@ -198,9 +198,9 @@ def test_a_non_finite_step_changes_no_bit(tmp_path, monkeypatch):
         moments = [value for state in optimiser.state.values() for value in state.values()]
         return [value.clone() for value in [*task.state_dict().values(), *moments]]
 
-    def watched(training, fabric, batches, optimiser, step=trainer.train_step):
-        number, before = training.step, everything(optimiser)
-        step(training, fabric, batches, optimiser)
+    def watched(model, fabric, batches, optimiser, step=trainer.train_step):
+        number, before = model.module.step, everything(optimiser)
+        step(model, fabric, batches, optimiser)
         after = everything(optimiser)
         if len(before) == len(after) and all(map(torch.equal, before, after)):
             unchanged.append(number)
@@ -409,12 +409,24 @@ def test_pretraining_knows_no_method_by_name(tmp_path):
         preview(Training(Method(), Recipe(steps=3)), {"image": torch.zeros(1)})
 
 
-def test_evaluation_counts_what_metrics_count():
-    from sarfm.evaluation.metrics import confusion, confusions
+def test_evaluation_counts_what_is_counted_by_hand():
+    from predictors import confusion
+
+    from sarfm.evaluation.counting import count_patches
+    from sarfm.evaluation.tallies import Tallies
+    from sarfm.scenes.channels import Target
+    from sarfm.tasks.predictor import Predictor
+    from sarfm.tasks.tasks import Classes
 
     class Fixed(nn.Module):
+        truths, decide = Predictor.truths, Predictor.decide
+
+        def __init__(self, classes=3):
+            super().__init__()
+            self.tasks = {"shape": Classes(Target("shape", classes={k: f"{k}" for k in range(classes)}))}
+
         def forward(self, image, valid):
-            return torch.cat([image, -image, 0.5 * image], 1)
+            return {"shape": torch.cat([image, -image, 0.5 * image], 1)}
 
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(5, 1, 9, 9, generator=generator)
@@ -425,20 +437,20 @@ def test_evaluation_counts_what_metrics_count():
         {"image": images[s], "valid": valid[s], "target_shape": truth[s], "patch": torch.arange(5)[s] + 10}
         for s in (slice(0, 2), slice(2, 5))
     ]
-    table = evaluate_segmentation(Fixed(), batches, 3)
-    assert list(table["patch"]) == [10, 11, 12, 13, 14]
-    called = Fixed()(images, valid).argmax(1).numpy()
+    counted, names = Tallies(), [f"patch {k}" for k in range(20)]
+    count_patches(counted, Fixed(), batches, names)
+    assert list(counted.table()["scene"]) == names[10:15]
+    called = Fixed()(images, valid)["shape"].argmax(1).numpy()
     expected = np.stack([confusion(p, t, 3) for p, t in zip(called, truth.numpy(), strict=True)])
-    np.testing.assert_array_equal(confusions(table), expected)
+    np.testing.assert_array_equal(np.stack(counted.table()["sums"]).reshape(-1, 3, 3), expected)
     with pytest.raises(ValueError, match="found 2"):
-        evaluate_segmentation(Fixed(), batches, 2)
+        count_patches(Tallies(), Fixed(2), batches, names)
     with pytest.raises(ValueError, match="nothing to evaluate"):
-        evaluate_segmentation(Fixed(), [], 2)
+        count_patches(Tallies(), Fixed(), [], names)
 
 
 def test_a_frozen_encoder_rests():
-    model = Segmenter(Encoder(1, patch_size=4, width=16, depth=1, heads=2), 2, "linear")
-    task = SegmentationTask(model, 2, freeze_encoder=True)
-    task.train()
+    model = one_target(Encoder(1, patch_size=4, width=16, depth=1, heads=2), 2, "linear", frozen=True)
+    training = Training(model, Recipe(steps=1)).train()
     assert not model.encoder.training and model.classify.training
-    assert all(p.shape[0] == 2 for g in task.recipe.optimiser(task.learner).param_groups for p in g["params"])
+    assert all(p.shape[0] == 2 for g in training.recipe.optimiser(model).param_groups for p in g["params"])

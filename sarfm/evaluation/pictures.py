@@ -144,7 +144,7 @@ def makes_pictures(
     pictures = getattr(model, "pictures", None)
     return callable(pictures) and "hidden" in inspect.signature(pictures).parameters
 
-# %% ../../nbs/50_evaluation/03_pictures.ipynb #0b8e470e
+# %% ../../nbs/50_evaluation/03_pictures.ipynb #2c1ea63d
 def reconstruct_scene(
     model: nn.Module,  # a method that makes pictures of what it is told to hide
     contract: InputContract,  # what the model takes
@@ -160,7 +160,7 @@ def reconstruct_scene(
     if not makes_pictures(model):
         raise ValueError(
             f"{type(model).__name__} can't reconstruct: it makes no pictures of what it is told to hide. "
-            "Give a method such as mae, not an encoder or a segmenter"
+            "Give a method such as mae, not an encoder or a predictor"
         )
     side = tile_side(contract, tile)
     ratio = getattr(model, "mask_ratio", 0.75) if ratio is None else ratio

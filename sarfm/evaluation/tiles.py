@@ -6,7 +6,7 @@
 __all__ = ['USUAL', 'tile_starts', 'blend_window', 'tile_side', 'pad_to', 'tile_stride', 'Tiling', 'SceneRows', 'Layer',
            'TileSum', 'place_of', 'model_layers', 'predict_layers']
 
-# %% ../../nbs/50_evaluation/02_tiles.ipynb #f33460b5
+# %% ../../nbs/50_evaluation/02_tiles.ipynb #9aed334c
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from ..patches.contract import InputContract
 from ..scenes.open import stack_channels
+from ..tasks.tasks import Classes
 
 # %% ../../nbs/50_evaluation/02_tiles.ipynb #d0b9ae05
 def tile_starts(
@@ -139,16 +140,17 @@ class SceneRows:
         image, valid = (part[..., start - self.first : stop - self.first, :] for part in self.held)
         return image, valid
 
-# %% ../../nbs/50_evaluation/02_tiles.ipynb #bcf80d5d
+# %% ../../nbs/50_evaluation/02_tiles.ipynb #98557607
 @dataclass(frozen=True)
 class Layer:
     """State how one target is put together from tiles."""
 
-    how: str  # one of classes | ordinal | number | tags
+    how: str  # one of classes | ordinal | number | tags | settled
     classes: int = 0  # K of classes, ordinal and tags
     beside: str = ""  # name of the probability or estimate that goes with it; of no layer when empty
     limits: tuple[float, float] | None = None  # of a number
     names: tuple[str, ...] = ()  # of the layers of tags
+    task: Any = None  # says by `blend` and `settle` how its own kind is averaged and decided
 
 
 class TileSum:
@@ -169,8 +171,7 @@ class TileSum:
     ) -> None:
         """Add some tiles of the present band."""
         output = output.float()
-        said = output.softmax(1) if self.layer.how == "classes" else output
-        said = said.sigmoid() if self.layer.how == "tags" else said
+        said = _blended(output, self.layer)
         said = said.reshape(*said.shape[:2], 1, 1) if said.dim() == 2 else said
         if self.total is None:
             channels = said.shape[1] + (self.layer.how != "classes")
@@ -190,10 +191,10 @@ class TileSum:
         np.ndarray
     ]:  # (done, W) each: classes as uint8, 255 elsewhere, and their probability; numbers, NaN elsewhere
         """Hand out the rows that are done and move the others up."""
-        empty = self.layer.how in ("classes", "ordinal")
+        empty = self.layer.classes > 0 and self.layer.how != "tags"
         if self.total is None:
             first = [np.full(seen.shape, 255, np.uint8)] if empty else []
-            more = len(self.layer.names) or int(beside or not empty)
+            more = len(self.layer.names) or int(bool(beside and self.layer.beside) or not empty)
             return first + [np.full(seen.shape, np.nan, np.float32) for _ in range(more)]
         seen = seen.to(self.total.device)
         found = _decided(self.total[:, :done, : seen.shape[1]], self.layer, beside)
@@ -202,6 +203,13 @@ class TileSum:
             plane[:-done] = plane[done:].clone()
             plane[-done:] = 0
         return known
+
+
+def _blended(output: Tensor, layer: Layer) -> Tensor:
+    """Turn outputs into what overlapping tiles average."""
+    if layer.task is not None:
+        return layer.task.blend(output)
+    return output.softmax(1) if layer.how == "classes" else output.sigmoid() if layer.how == "tags" else output
 
 
 def _decided(total: Tensor, layer: Layer, beside: bool) -> list[Tensor]:
@@ -213,6 +221,8 @@ def _decided(total: Tensor, layer: Layer, beside: bool) -> list[Tensor]:
     if layer.how == "ordinal":
         which = blended[0].nan_to_num(0).round().clamp(0, layer.classes - 1).to(torch.uint8)
         return [which, *(blended if beside else [])]
+    if layer.how == "settled":
+        return [layer.task.settle(torch.stack(blended)[None])[0].to(torch.uint8 if layer.classes else torch.float32)]
     return [plane.clamp(*layer.limits) for plane in blended] if layer.limits else blended
 
 # %% ../../nbs/50_evaluation/02_tiles.ipynb #75771dde
@@ -222,29 +232,32 @@ def place_of(
     """Take a scene's coordinates without its time."""
     return {name: value for name, value in scene.coords.items() if not {"time", "season"} & {name, *value.dims}}
 
-# %% ../../nbs/50_evaluation/02_tiles.ipynb #525d0bd8
+# %% ../../nbs/50_evaluation/02_tiles.ipynb #58b891d0
 def model_layers(
     model: nn.Module,  # of one label, or with `tasks`
 ) -> dict[str, Layer]:  # by name of the target
     """Name the layers that a model predicts."""
     tasks = getattr(model, "tasks", None)
     if tasks is None:
-        return {"prediction": Layer("classes", beside="probability")}
+        return {"prediction": Layer("classes", classes=255, beside="probability")}
     numbers = getattr(model, "regression", ())
     return {name: _layer(name, task, name in numbers) for name, task in tasks.items()}
 
 
 def _layer(name: str, task: Any, ordinal: bool) -> Layer:
     """Choose how a task's target is put together; a task may be a number of classes."""
-    target = getattr(task, "target", None)
+    target, own = getattr(task, "target", None), task if hasattr(task, "blend") else None
     if target is not None and target.kind == "number":
-        return Layer("number", limits=target.limits)
+        return Layer("number", limits=target.limits, task=own)
     if target is not None and target.kind == "tags":
-        return Layer("tags", target.size, names=tuple(f"{name}_{tag.replace(' ', '_')}" for tag in target.names))
+        names = tuple(f"{name}_{tag.replace(' ', '_')}" for tag in target.names)
+        return Layer("tags", target.size, names=names, task=own)
     classes = target.size if target is not None else int(task)
     if ordinal or getattr(task, "loss_of", "") == "number":
-        return Layer("ordinal", classes, beside=f"estimate_{name}")
-    return Layer("classes", classes, beside=f"probability_{name}")
+        return Layer("ordinal", classes, beside=f"estimate_{name}", task=own)
+    if own is not None and not isinstance(own, Classes):
+        return Layer("settled", classes, task=own)
+    return Layer("classes", classes, beside=f"probability_{name}", task=own)
 
 
 def _by_target(output: Tensor | Mapping[str, Tensor], targets: Mapping[str, object]) -> Mapping[str, Tensor]:

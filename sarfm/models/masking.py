@@ -9,6 +9,8 @@ __all__ = ['visible_count', 'hide_highest', 'random_mask', 'block_mask', 'split_
 import torch
 from torch import Tensor
 
+from .draws import uniform
+
 # %% ../../nbs/30_models/03_masking.ipynb #cebc8f64
 def visible_count(
     patches: int,  # patches in a tile, N
@@ -48,8 +50,7 @@ def random_mask(
     valid: Tensor | None = None,  # (B, N) valid fraction of every patch; those without a valid pixel are hidden first
 ) -> Tensor:  # (B, N) bool, True where hidden
     """Hide `ratio` of the patches of every tile, chosen uniformly."""
-    device = generator.device if generator else None
-    return hide_highest(torch.rand(batch, patches, generator=generator, device=device), ratio, valid)
+    return hide_highest(uniform(batch, patches, generator=generator), ratio, valid)
 
 # %% ../../nbs/30_models/03_masking.ipynb #323bb780
 def block_mask(
@@ -64,14 +65,13 @@ def block_mask(
     """Hide whole blocks of patches, on a lattice that is shifted from tile to tile."""
     if block < 1:
         raise ValueError(f"expected a block side of at least 1 patch, got {block}. 1 is the random mask.")
-    draw = {"generator": generator, "device": generator.device if generator else None}
-    shift = torch.randint(block, (batch, 2, 1), **draw)
+    shift = (uniform(batch, 2, 1, generator=generator) * block).long()
     down = (torch.arange(rows, device=shift.device) + shift[:, 0]) // block  # (B, rows)
     across = (torch.arange(cols, device=shift.device) + shift[:, 1]) // block  # (B, cols)
     wide = cols // block + 2
     cell = (down[:, :, None] * wide + across[:, None, :]).flatten(1)  # (B, N), the block of every patch
-    coarse = torch.rand(batch, (rows // block + 2) * wide, **draw).argsort(dim=1)  # a rank for every block
-    return hide_highest(coarse.gather(1, cell) + torch.rand(batch, rows * cols, **draw), ratio, valid)
+    coarse = uniform(batch, (rows // block + 2) * wide, generator=generator).argsort(dim=1)  # a rank for every block
+    return hide_highest(coarse.gather(1, cell) + uniform(batch, rows * cols, generator=generator), ratio, valid)
 
 # %% ../../nbs/30_models/03_masking.ipynb #5cb72c97
 def split_mask(

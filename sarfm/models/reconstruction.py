@@ -9,6 +9,7 @@ __all__ = ['ERRORS', 'validity', 'hidden_values', 'whole_patches', 'valid_statis
 import torch
 from torch import Tensor
 
+from ..io.ranks import mean_count
 from .tokens import blank_invalid, patchify, take_tokens, unpatchify
 
 # %% ../../nbs/30_models/04_reconstruction.ipynb #26ea28fd
@@ -63,7 +64,7 @@ def reconstruction_error(
     difference = prediction - target
     values = (difference**2 if error == "mse" else difference.abs()) * weight
     by_patch = values.detach().sum(dim=2) / weight.sum(dim=2).clamp(min=1)
-    return values.sum() / weight.sum().clamp(min=1), by_patch
+    return values.sum() / mean_count(weight), by_patch
 
 # %% ../../nbs/30_models/04_reconstruction.ipynb #f6255328
 def assemble(

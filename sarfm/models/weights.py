@@ -136,7 +136,7 @@ def load_model(
     model.load_state_dict(read_tensors(Path(folder) / "model.safetensors", model.state_dict()))
     return model.to(device).eval(), contract
 
-# %% ../../nbs/30_models/30_weights.ipynb #5f95a70c
+# %% ../../nbs/30_models/30_weights.ipynb #24fcdd3e
 def load_encoder(
     folder: str | Path,  # holds model.json and model.safetensors
     device: str = "cpu",  # where the encoder goes
@@ -146,7 +146,7 @@ def load_encoder(
     if not isinstance(config.get("encoder"), dict):
         raise ValueError(
             f"{folder} holds a {config['kind']}, which has no encoder to go on with."
-            " Choose an mae, or a predictor, segmenter or multisegmenter that has one."
+            " Choose a method such as mae, or a predictor that has one."
         )
     encoder = build(config["encoder"])
     check_fit(encoder, contract, str(Path(folder) / "model.json"), config)

@@ -75,17 +75,17 @@ class WindowBlock(SwinTransformerBlock):
         x = window_reverse(windows.unflatten(1, (side, side)), (side, side), height + below, width + right)
         return x.roll((shift, shift), (1, 2))[:, :height, :width]
 
-# %% ../../nbs/30_models/06_windowed.ipynb #d17f9ea8
+# %% ../../nbs/30_models/06_windowed.ipynb #f0158a12
 class SwinEncoder(nn.Module):
     """Encode an image in four stages of shrinking resolution."""
 
     sizes = {
         "swin-nano": EncoderSize(
-            {"width": 32, "depths": (1, 1, 2, 1, (128, 2, 4)), "heads": (1, 2, 4, 8), "window": 4}, 1e-3, 32
+            {"width": 32, "depths": (1, 1, 2, 1), "heads": (1, 2, 4, 8), "window": 4}, 1e-3, 32, (128, 2, 4)
         ),
-        "swin-tiny": EncoderSize({"width": 96, "depths": (2, 2, 6, 2, (192, 4, 6)), "heads": (3, 6, 12, 24)}, 5e-4, 64),
+        "swin-tiny": EncoderSize({"width": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)}, 5e-4, 64, (192, 4, 6)),
         "swin-small": EncoderSize(
-            {"width": 96, "depths": (2, 2, 18, 2, (256, 4, 8)), "heads": (3, 6, 12, 24)}, 3e-4, 64
+            {"width": 96, "depths": (2, 2, 18, 2), "heads": (3, 6, 12, 24)}, 3e-4, 64, (256, 4, 8)
         ),
         "swin-base": EncoderSize({"width": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32)}, 1.5e-4, 64),
     }

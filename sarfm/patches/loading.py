@@ -336,10 +336,17 @@ class StepSampler(Sampler):
         steps: int,  # optimiser steps of the whole run
         batch: int,  # items per step
         epoch_steps: int,  # steps per epoch
+        rank: int = 0,  # which of the ranks reads, counted from 0
+        ranks: int = 1,  # that share each batch equally
     ):
         if min(steps, batch, epoch_steps) < 1:
             raise ValueError(f"steps, batch and epoch_steps are at least 1; got {steps}, {batch}, {epoch_steps}")
+        if batch % ranks:
+            raise ValueError(
+                f"{ranks} devices share a batch equally; it has {batch} items. Choose a multiple of {ranks}"
+            )
         self.steps, self.batch, self.epoch_steps, self.epoch = steps, batch, epoch_steps, 0
+        self.share = range(rank * batch // ranks, (rank + 1) * batch // ranks)
 
     def set_epoch(
         self,
@@ -353,11 +360,10 @@ class StepSampler(Sampler):
         return range(first, min(first + self.epoch_steps, self.steps))
 
     def __len__(self) -> int:
-        return len(self._steps()) * self.batch
+        return len(self._steps()) * len(self.share)
 
     def __iter__(self) -> Iterator[int]:
-        steps = self._steps()
-        return iter(range(steps.start * self.batch, steps.stop * self.batch))
+        return (step * self.batch + place for step in self._steps() for place in self.share)
 
 # %% ../../nbs/20_patches/08_loading.ipynb #f0f9a615
 class PatchDataModule:
@@ -400,16 +406,16 @@ class PatchDataModule:
         rows = self.train_rows if train else self.rows(part)
         return CropDataset(self.store, rows, self.contract, self.crops, self.targets, train, self.seed)
 
-    def _loader(self, part: str) -> DataLoader:
+    def _loader(self, part: str, rank: int = 0, ranks: int = 1) -> DataLoader:
         """Build a loader whose batches do not depend on the number of workers."""
         train, context = part == "train", None
         if self.workers:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["sarfm.patches.loading"])  # imported once, not by every worker
-        sampler = StepSampler(self.steps, self.batch_size, self.steps_per_epoch) if train else None
+        sampler = StepSampler(self.steps, self.batch_size, self.steps_per_epoch, rank, ranks) if train else None
         return DataLoader(
             self.dataset(part),
-            batch_size=self.batch_size,
+            batch_size=self.batch_size // ranks,
             sampler=sampler,
             num_workers=self.workers,
             multiprocessing_context=context,
@@ -418,9 +424,13 @@ class PatchDataModule:
             pin_memory=torch.cuda.is_available(),
         )
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(
+        self,
+        rank: int = 0,  # which of the ranks reads, counted from 0
+        ranks: int = 1,  # that share each batch equally
+    ) -> DataLoader:
         """Load random crops, `steps_per_epoch` batches an epoch."""
-        return self._loader("train")
+        return self._loader("train", rank, ranks)
 
     def val_dataloader(self) -> DataLoader | list:
         """Load the validation patches once, in order."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..io.files import clear_when_full, lock, write_json
+from ..io.processes import children_wait
 from .folders import RunFolder, check_same_run, read_run
 from .parameters import check_parameters, notebook_path, read_namespace
 
@@ -113,7 +114,7 @@ def run_notebook(
             {**read_run(folder), "notebook": source.stem, "status": "running", "parameters": values},
         )
         try:
-            with clear_when_full(done, running):
+            with clear_when_full(done, running), children_wait():
                 _execute(source, running, values, kernel, progress)
             os.replace(running, done)
         finally:

@@ -18,12 +18,13 @@ import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass, replace
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..io.files import carried
+from ..io.registry import registered
 from .folders import flatten, nest
 
 # %% ../../nbs/70_runs/02_parameters.ipynb #f9a30def
@@ -131,17 +132,11 @@ def _json(node: ast.expr, where: str) -> Any:
         raise ValueError(f"{where}: a default is written out, as in 0.75 or (1, 2); got {ast.unparse(node)}") from error
 
 # %% ../../nbs/70_runs/02_parameters.ipynb #abf6d6a7
-@cache
-def _registered(group: str) -> dict[str, EntryPoint]:
-    """Find what installed packages have registered in a group of entry points."""
-    return {point.name: point for point in entry_points(group=group)}
-
-
 def group_class(
     kind: str,  # annotation of a parameter: the name of a group
 ) -> EntryPoint | None:  # where its class stands; None when it is no group
     """Look up the class of a group."""
-    return _registered("sarfm.groups").get(kind)
+    return registered("sarfm.groups").get(kind)
 
 
 def _class_source(point: EntryPoint) -> tuple[ast.ClassDef, dict[int, str]]:
@@ -223,7 +218,7 @@ def _group(name: str, kind: str, chosen: Mapping[str, Any]) -> EntryPoint | None
     by = match[1]
     if by not in chosen:
         raise ValueError(f"{name} holds the settings of {by}, which must stand above it")
-    known = _registered(f"sarfm.{by}s")
+    known = registered(f"sarfm.{by}s")
     if str(chosen[by]) not in known:
         raise ValueError(
             f"there is no {by} {str(chosen[by])[:60]!r}; installed packages register {', '.join(sorted(known))}"
@@ -268,7 +263,7 @@ def declared_parameters(
             found |= _in_group(name, point, line.value, where)
             continue
         if not known_type(kind) and kind != "Size":
-            groups = ", ".join(sorted(_registered("sarfm.groups")))
+            groups = ", ".join(sorted(registered("sarfm.groups")))
             raise ValueError(f"{path}: parameter {name} has type {kind}; use one as list[int], or a group: {groups}")
         found[name] = Parameter(name, kind, _json(line.value, where), comments.get(line.end_lineno, ""))
         chosen[name] = (given or {}).get(name, found[name].default)
@@ -362,7 +357,8 @@ def check_parameters(
         raise ValueError(f"{Path(notebook).stem}: {error}") from error
     if problems:
         raise ValueError(f"{Path(notebook).stem}: " + "\n  ".join(problems))
-    exact = {n: float(v) if _line_of(declared, n).type == "float" else v for n, v in flat.items()}
+    number = lambda name, v: v is not None and _line_of(declared, name).type.startswith("float")
+    exact = {name: float(v) if number(name, v) else v for name, v in flat.items()}
     return nest({name: parameter.default for name, parameter in declared.items()} | exact)
 
 # %% ../../nbs/70_runs/02_parameters.ipynb #6b185e2d
@@ -374,12 +370,15 @@ def describe_parameters(
     declared = declared_parameters(notebook, given)
     values = flatten(check_parameters(notebook, given or {}))
     source = _parameters_cell(notebook_path(notebook))
-    comments, lines = _comments(source), []
+    comments, lines, grouped = _comments(source), [], False
     for line in ast.parse(source).body:
         name = line.target.id
         inside = [p for other, p in declared.items() if other.startswith(f"{name}.")]
+        if inside or (lines and grouped):
+            lines.append("")
+        grouped = bool(inside)
         if inside:
-            lines += ["", f"{name}: {ast.unparse(line.annotation)}, {comments.get(line.end_lineno, '')}"]
+            lines.append(f"{name}: {ast.unparse(line.annotation)}, {comments.get(line.end_lineno, '')}")
         for p in inside or [declared[name]]:
             lines += [f"{p.name}: {p.type} = {values.get(p.name, p.default)!r}", f"    {p.comment}"]
     return "\n".join(lines)

@@ -66,7 +66,7 @@ def incidence_angle(
     if "gcp_incidence" not in scene.coords:
         raise ValueError(
             f"{scene.attrs.get('source', 'the scene')} states no incidence angle at its tie points (gcp_incidence); "
-            f"its coordinates are {sorted(map(str, scene.coords))}. Open it with open_ai4arctic"
+            f"its coordinates are {sorted(map(str, scene.coords))}. Open it with a reader that states one"
         )
     row, column = (np.unique(scene[f"gcp_{n}"].values, return_inverse=True) for n in ("row", "col"))
     grid = np.full((len(row[0]), len(column[0])), np.nan)

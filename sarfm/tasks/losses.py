@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..io.ranks import mean_count
+
 UNKNOWN = 255  # class number of what has no label
 
 # %% ../../nbs/35_tasks/00_losses.ipynb #2ae07933
@@ -29,7 +31,7 @@ def cross_entropy(
     if not avg_non_ignore:
         return total / truth.numel()
     count = labelled.sum() if weight is None else (weight[truth.long() * labelled] * labelled).sum()
-    return total / count.clamp(min=1e-12)
+    return total / mean_count(count, 1e-12)
 
 # %% ../../nbs/35_tasks/00_losses.ipynb #fa44c68e
 def dice(
@@ -80,7 +82,7 @@ def number_loss(
     known = truth.isfinite()
     missed = torch.where(known, estimate.float() - truth.nan_to_num(), 0.0)
     each = {"mse": missed.square, "mae": missed.abs, "huber": lambda: F.huber_loss(missed, missed * 0, "none")}[name]()
-    return each.sum() / known.sum().clamp(min=1)
+    return each.sum() / mean_count(known)
 
 # %% ../../nbs/35_tasks/00_losses.ipynb #8346d5ca
 def tag_loss(
@@ -92,4 +94,4 @@ def tag_loss(
     known = truth != UNKNOWN
     wanted = torch.where(known, truth, 0).float()
     each = F.binary_cross_entropy_with_logits(logits.float(), wanted, pos_weight=weight, reduction="none")
-    return torch.where(known, each, 0.0).sum() / known.sum().clamp(min=1)
+    return torch.where(known, each, 0.0).sum() / mean_count(known)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAIRS', 'fuse', 'Predictor', 'body_stride', 'body_maps', 'build_predictor', 'tally_batch']
 
-# %% ../../nbs/35_tasks/02_predictor.ipynb #6935eb8d
-from collections.abc import Mapping, Sequence
+# %% ../../nbs/35_tasks/02_predictor.ipynb #36b31e27
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models.heads import FullyConvolutional, build_head, require_tiles
-from ..models.kinds import build
+from ..models.kinds import build, describe
 from ..models.neck import Neck
-from ..models.networks import build_network
 from ..models.tokens import blank_invalid, pad_to_multiple
 from .tasks import Task, build_task
 
@@ -34,7 +33,7 @@ def fuse(
         return [late - early for early, late in zip(before, after, strict=True)]
     return [torch.cat(both, 1) for both in zip(before, after, strict=True)]
 
-# %% ../../nbs/35_tasks/02_predictor.ipynb #10bf97d0
+# %% ../../nbs/35_tasks/02_predictor.ipynb #b9fc891b
 class Predictor(nn.Module):
     """Predict one target or several from an image or a pair."""
 
@@ -149,14 +148,18 @@ class Predictor(nn.Module):
     def truths(
         self,
         batch: Mapping[str, Tensor],  # image, valid, target_<task> for each task
+        names: Iterable[str] | None = None,  # of the tasks; all when None
     ) -> dict[str, Tensor]:  # the labels of each task, unknown where nothing was observed
-        """Read the labels of all tasks."""
-        if lacking := [f"target_{name}" for name in self.tasks if f"target_{name}" not in batch]:
+        """Read the labels of tasks."""
+        asked = {name: self.tasks[name] for name in (self.tasks if names is None else names)}
+        if lacking := [f"target_{name}" for name in asked if f"target_{name}" not in batch]:
             raise ValueError(
                 f"the batch has no {', '.join(lacking)}; it holds {', '.join(batch)}."
                 " Name the targets when making the data module"
             )
-        return {name: task.known(batch[f"target_{name}"], batch.get("valid")) for name, task in self.tasks.items()}
+        for name, task in asked.items():
+            task.check(batch[f"target_{name}"])
+        return {name: task.known(batch[f"target_{name}"], batch.get("valid")) for name, task in asked.items()}
 
     def draw(
         self,
@@ -218,7 +221,7 @@ class Predictor(nn.Module):
         )
         options = {name: getattr(self, name) for name in names}
         channels = self.body.channels * (2 if self.pair else 1)
-        body = {"encoder" if self.encodes else "network": self.body.config()}
+        body = {"encoder" if self.encodes else "network": describe(self.body)}
         tasks = {name: task.config() for name, task in self.tasks.items()}
         return {"kind": "predictor", "channels": channels, **body, "tasks": tasks, **options}
 
@@ -277,16 +280,14 @@ def _check(model: Predictor, body: nn.Module) -> None:
             " Give an encoder as body, or leave frozen False"
         )
 
-# %% ../../nbs/35_tasks/02_predictor.ipynb #07c60d48
+# %% ../../nbs/35_tasks/02_predictor.ipynb #95e248fb
 def build_predictor(
     config: Mapping[str, Any],  # what a predictor's config() returned, kind and channels left out or not
 ) -> Predictor:
     """Build a predictor from its configuration."""
     options = {name: value for name, value in config.items() if name not in ("kind", "channels")}
     tasks = {name: build_task(task) for name, task in options.pop("tasks").items()}
-    if "network" in options:
-        return Predictor(build_network(**options.pop("network")), tasks, **options)
-    return Predictor(build(options.pop("encoder")), tasks, **options)
+    return Predictor(build(options.pop("network" if "network" in options else "encoder")), tasks, **options)
 
 # %% ../../nbs/35_tasks/02_predictor.ipynb #3695dd70
 @torch.no_grad()

@@ -18,15 +18,16 @@ def divide(
     part, whole = np.broadcast_arrays(np.asarray(part, np.float64), np.asarray(whole, np.float64))
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
-# %% ../../nbs/35_tasks/00_scores.ipynb #13f691c1
+# %% ../../nbs/35_tasks/00_scores.ipynb #2667db78
 def class_scores(
     counts: np.ndarray,  # (..., K, K) pixels; rows are the truth
-) -> dict[str, np.ndarray]:  # iou, f1, precision, recall, false_alarm (..., K); the means and accuracy (...)
+) -> dict[str, np.ndarray]:  # share, iou, f1, precision, recall, false_alarm (..., K); the means and accuracy (...)
     """Compute the usual scores of confusion matrices."""
     counts = np.asarray(counts, np.float64)
     right = np.diagonal(counts, axis1=-2, axis2=-1)
     truth, predicted = counts.sum(-1), counts.sum(-2)
     found = {
+        "share": divide(truth, truth.sum(-1, keepdims=True)),
         "iou": divide(right, truth + predicted - right),
         "f1": divide(2 * right, truth + predicted),
         "precision": divide(right, predicted),

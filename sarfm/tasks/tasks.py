@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..io.ranks import mean_count
 from ..scenes.channels import Target
 from .losses import UNKNOWN, class_loss, number_loss, tag_loss
 from .scores import class_scores, number_scores, r2_of_classes, tag_scores, weighted_f1
 
-# %% ../../nbs/35_tasks/01_tasks.ipynb #82c21255
+# %% ../../nbs/35_tasks/01_tasks.ipynb #0d48f27c
 @dataclass(frozen=True)
 class Task:
     """State how a target is learnt."""
@@ -60,13 +61,42 @@ class Task:
             return truth
         return truth.masked_fill(~valid, torch.nan if truth.is_floating_point() else UNKNOWN)
 
+    def check(
+        self,
+        truth: Tensor,  # as a loader gives it
+    ) -> None:
+        """Refuse labels that the target doesn't have."""
+
+    def watch(
+        self,
+        output: Tensor,  # (B, C, ...)
+        truth: Tensor,  # (B, ...)
+    ) -> dict[str, Tensor]:  # scalars by name
+        """Measure a batch in training: nothing beside the loss."""
+        return {}
+
+    def blend(
+        self,
+        output: Tensor,  # (B, C, ...)
+    ) -> Tensor:  # (B, C, ...) what overlapping tiles average
+        """Turn outputs into what may be averaged."""
+        return output
+
+    def settle(
+        self,
+        mean: Tensor,  # (B, C, ...), an average of what `blend` gives
+    ) -> Tensor:  # as `decide` gives it
+        """Decide from an average over tiles."""
+        return self.decide(mean)
+
     def config(self) -> dict[str, object]:  # plain values
         """List what makes this task again."""
         target = {f.name: getattr(self.target, f.name) for f in dataclasses.fields(Target)}
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "target"}
-        return {"kind": self.kind, "target": target, **options}
+        kind = next((name for name, made in task_kinds().items() if made is type(self)), self.kind)
+        return {"kind": kind, "target": target, **options}
 
-# %% ../../nbs/35_tasks/01_tasks.ipynb #94e7f151
+# %% ../../nbs/35_tasks/01_tasks.ipynb #a1642476
 @dataclass(frozen=True)
 class Classes(Task):
     """Learn classes of pixels or tiles."""
@@ -127,6 +157,27 @@ class Classes(Task):
             return output[:, 0].round().clamp(0, self.target.size - 1).long()
         return output.argmax(1)
 
+    def blend(
+        self,
+        output: Tensor,  # (B, K, ...) logits, or (B, 1, ...) class numbers
+    ) -> Tensor:  # (B, K, ...) probabilities, or (B, 1, ...) class numbers
+        """Average probabilities, or class numbers."""
+        return output.float() if self.loss_of == "number" else output.float().softmax(1)
+
+    def check(
+        self,
+        truth: Tensor,  # (B, ...) class numbers, 255 where unknown
+    ) -> None:
+        """Refuse labels that are no class."""
+        size = self.target.size
+        outside = (truth != UNKNOWN) & ((truth < 0) | (truth >= size))
+        if truth.device.type == "cpu" and outside.any():  # on a GPU, asking would wait for it
+            found = int(truth[outside][0])
+            raise ValueError(
+                f"labels of {self.target.name} are class numbers in 0..{size - 1} or {UNKNOWN}; found {found}."
+                " Is the label another one than the model's target?"
+            )
+
     def tally(
         self,
         decided: Tensor,  # (B, ...) class numbers
@@ -134,13 +185,7 @@ class Classes(Task):
     ) -> Tensor:  # (B, K*K) float64, what was predicted (columns) for each truth (rows)
         """Count truth against prediction, image by image."""
         size, labelled = self.target.size, truth != UNKNOWN
-        outside = labelled & ((truth < 0) | (truth >= size))
-        if truth.device.type == "cpu" and outside.any():  # on a GPU, asking would wait for it
-            found = int(truth[outside][0])
-            raise ValueError(
-                f"labels of {self.target.name} are class numbers in 0..{size - 1} or {UNKNOWN}; found {found}."
-                " Is the label another one than the model's target?"
-            )
+        self.check(truth)
         image = torch.arange(len(truth), device=truth.device).view(-1, *[1] * (truth.dim() - 1))
         cell = (image * size + truth.long()) * size + decided
         counts = torch.bincount(cell[labelled], minlength=len(truth) * size**2)
@@ -161,7 +206,7 @@ class Classes(Task):
     ) -> dict[str, Tensor]:  # accuracy, a scalar
         """Measure a batch in training."""
         labelled = truth != UNKNOWN
-        return {"accuracy": ((self.decide(output) == truth) & labelled).sum() / labelled.sum().clamp(min=1)}
+        return {"accuracy": ((self.decide(output) == truth) & labelled).sum() / mean_count(labelled)}
 
 # %% ../../nbs/35_tasks/01_tasks.ipynb #ac2c85e0
 @dataclass(frozen=True)
@@ -236,7 +281,7 @@ class Number(Task):
         """Measure a batch in training."""
         return {"mae": number_loss(self.decide(output), truth, "mae")}
 
-# %% ../../nbs/35_tasks/01_tasks.ipynb #5a7cb80c
+# %% ../../nbs/35_tasks/01_tasks.ipynb #859d215f
 @dataclass(frozen=True)
 class Tags(Task):
     """Learn the tags of tiles."""
@@ -271,6 +316,20 @@ class Tags(Task):
         """Give each tag its probability."""
         return output.float().sigmoid()
 
+    def blend(
+        self,
+        output: Tensor,  # (B, K) logits
+    ) -> Tensor:  # (B, K) probabilities
+        """Average probabilities."""
+        return self.decide(output)
+
+    def settle(
+        self,
+        mean: Tensor,  # (B, K, ...) probabilities
+    ) -> Tensor:  # the same
+        """Leave averaged probabilities as they are."""
+        return mean
+
     def tally(
         self,
         decided: Tensor,  # (B, K) probabilities
@@ -298,7 +357,7 @@ class Tags(Task):
     ) -> dict[str, Tensor]:  # accuracy, a scalar
         """Measure a batch in training."""
         known = truth != UNKNOWN
-        return {"accuracy": (((output > 0) == (truth == 1)) & known).sum() / known.sum().clamp(min=1)}
+        return {"accuracy": (((output > 0) == (truth == 1)) & known).sum() / mean_count(known)}
 
 # %% ../../nbs/35_tasks/01_tasks.ipynb #b9af1c5a
 def task_kinds() -> dict[str, type[Task]]:  # kind to class
@@ -324,10 +383,16 @@ def build_task(
     stated["limits"] = tuple(stated["limits"]) if stated["limits"] is not None else None
     return make(Target(**stated), **options)
 
-# %% ../../nbs/35_tasks/01_tasks.ipynb #eb716171
+# %% ../../nbs/35_tasks/01_tasks.ipynb #04c5c0fa
 def task_for(
     target: Target,  # what is to be learnt
-    **options: object,  # of the task of its kind, such as weight
+    kind: str = "",  # of task, as `task_kinds` lists them; that of the target when empty
+    **options: object,  # of the task of this kind, such as weight
 ) -> Task:
     """Choose the task that fits a target."""
-    return build_task({"kind": target.kind, "target": dataclasses.asdict(target), **options})
+    try:
+        return build_task({"kind": kind or target.kind, "target": dataclasses.asdict(target), **options})
+    except TypeError as error:
+        raise ValueError(
+            f"{target.name!r}: {error}. `task_kinds` tells the kinds; their fields are the options"
+        ) from error

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from ..io.ranks import rank_count
 from .losses import CONVENTIONS, parameter_groups, warmup_cosine
 
 # %% ../../nbs/40_train/03_training.ipynb #923508b7
@@ -269,7 +270,8 @@ class Training(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:  # the loss; named tensors
         """Compute the loss in the precision of the recipe."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16-mixed"):
-            return self.losses(batch, generator)
+            loss, terms = self.losses(batch, generator)
+        return loss, {name: value.detach() for name, value in terms.items()}
 
     @property
     def device(self) -> torch.device:  # of the weights
@@ -295,21 +297,25 @@ class Training(nn.Module):
             "optimiser": optimiser.state_dict(),
             **done,
             "threads": torch.get_num_threads(),
+            "devices": rank_count(),
         }
 
     def load(
         self,
         state: dict,  # from `state`
-        optimiser: torch.optim.Optimizer,  # takes the moments
+        optimiser: torch.optim.Optimizer | None = None,  # takes the moments; None to look on only
     ) -> None:
         """Continue from a checkpoint."""
         self.load_state_dict(state["weights"])
-        optimiser.load_state_dict(state["optimiser"])
-        self.step, threads = state["step"], torch.get_num_threads()
+        self.step = state["step"]
         self.history.load(state["history"])
-        if state["threads"] != threads:
-            warnings.warn(
-                f"this training ran with {state['threads']} threads and continues with {threads}:"
-                " it will agree with an uninterrupted one to rounding only",
-                stacklevel=1,
-            )
+        if optimiser is None:
+            return
+        optimiser.load_state_dict(state["optimiser"])
+        for what, now in {"threads": torch.get_num_threads(), "devices": rank_count()}.items():
+            if state[what] != now:
+                warnings.warn(
+                    f"this training ran with {state[what]} {what} and continues with {now}:"
+                    " it will agree with an uninterrupted one to rounding only",
+                    stacklevel=1,
+                )

@@ -6,7 +6,7 @@
 __all__ = ['SYMBOLS', 'MASKED', 'MISSING', 'CLASS_COLOURS', 'escape', 'display_limits', 'shown', 'quantity_label',
            'channel_label', 'scene_axes', 'new_figure', 'panel_grid', 'draw', 'show_scene', 'error_limit',
            'error_label', 'show_reconstruction', 'comparison_layers', 'hidden_overlay', 'class_colours',
-           'class_picture', 'show_segmentation', 'show_history', 'show_fractions']
+           'class_picture', 'show_segmentation', 'show_target', 'show_confusion', 'show_history', 'show_fractions']
 
 # %% ../../nbs/60_viz/01_figures.ipynb #d0c29287
 import html
@@ -354,6 +354,50 @@ def show_segmentation(
         Patch(color=colour, label=meaning) for meaning, colour in class_colours(next(iter(maps.values()))).values()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=9, frameon=False)
+    return figure
+
+# %% ../../nbs/60_viz/01_figures.ipynb #cf5df3cf
+def show_target(
+    scene: xr.Dataset,  # the Scene contract
+    truth: xr.DataArray | None,  # (y, x) classes with CF flags, or numbers with units; None where there is none
+    prediction: xr.DataArray,  # (y, x) of the same kind
+    channel: str | None = None,  # the backscatter beside them; the first channel when None
+) -> "Figure":
+    """Show backscatter, truth and prediction of any target of pixels."""
+    if "flag_values" in prediction.attrs:
+        return show_segmentation(scene, truth, prediction, channel)
+    maps = {title: layer for title, layer in (("truth", truth), ("prediction", prediction)) if layer is not None}
+    figure, axes = panel_grid(scene, 1, 1 + len(maps), bars=2)
+    name = channel or channel_names(scene)[0]
+    values = shown(_channel(scene, name))[0].values
+    draw(axes.flat[0], scene, values, display_limits(values))
+    axes.flat[0].set_title(channel_label(scene, name), fontsize=10)
+    limits = display_limits(np.stack([layer.values for layer in maps.values()]))
+    for ax, (title, layer) in zip(axes.flat[1:], maps.items(), strict=True):
+        picture = draw(ax, scene, layer.values, limits, "viridis")
+        ax.set_title(title, fontsize=10)
+    words = f"{prediction.attrs.get('long_name', prediction.name)} ({prediction.attrs.get('units', '')})"
+    figure.colorbar(picture, label=words.replace(" ()", ""), extend="both", pad=0.01, ax=list(axes.flat))
+    return figure
+
+# %% ../../nbs/60_viz/01_figures.ipynb #5b52b0bf
+def show_confusion(
+    counts: np.ndarray,  # (K, K) pixels; rows are the truth
+    names: list[str],  # of the classes
+    title: str = "",  # above the figure
+) -> "Figure":
+    """Show a confusion matrix in per cent of the truth."""
+    there = counts.sum(1) > 0
+    share = 100 * counts[there] / counts[there].sum(1, keepdims=True)
+    figure = new_figure(2.2 + 0.55 * len(names), 1.4 + 0.4 * int(there.sum()))
+    ax = figure.subplots()
+    ax.imshow(share, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for row, column in np.ndindex(share.shape):
+        colour = "white" if share[row, column] > 60 else "black"
+        ax.text(column, row, f"{share[row, column]:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    ax.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
+    ax.set_yticks(range(int(there.sum())), [name for name, held in zip(names, there, strict=True) if held], fontsize=8)
+    ax.set(xlabel="predicted", ylabel="truth, %", title=title)
     return figure
 
 # %% ../../nbs/60_viz/01_figures.ipynb #924679c1
