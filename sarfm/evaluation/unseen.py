@@ -33,33 +33,6 @@ from ..scenes.channels import Target
 from ..scenes.open import flag_meanings, stack_channels
 from ..scenes.rasters import read_file
 from ..scenes.scene import check_scene, date_dimension, target_variable
-
-# %% ../../nbs/50_evaluation/06_unseen.ipynb #480fc00a
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
-import xarray as xr
-
-from ..datasets.catalog import Scenes
-from ..datasets.entries import Entry, entry_folder, load_entry
-from ..datasets.files import find_scenes, scene_files
-from .counting import count_scene
-from .intervals import score_table
-from .scoring import named_scores
-from .tallies import Tallies
-from .tiles import USUAL, Tiling
-from ..io.files import sha256
-from ..models.weights import load_model
-from ..patches.contract import InputContract
-from ..patches.splits import NAMES, make_split
-from ..scenes.channels import Target
-from ..scenes.open import flag_meanings, stack_channels
-from ..scenes.rasters import read_file
-from ..scenes.scene import target_variable
 from ..tasks.predictor import Predictor
 from ..tasks.tasks import Task
 
@@ -123,42 +96,8 @@ def _training_scenes(scenes: list[str], entry: Entry, split: Mapping[str, Any]) 
     if stated["by"] == "region":  # a part of every scene
         return scenes
     index = pd.DataFrame({"place": scenes, "factor": 1, "patch": 0, "row": 0, "col": 0, "height": 0, "width": 0})
-    shares = dict(zip(NAMES, learnt["split_fractions"], strict=True))
-    return list(index["place"][make_split(index, learnt["split"], shares, seed=learnt["seed"]) == "train"])
-
-
-def _images(scenes: Mapping[str, Mapping[tuple[str, str], Path]]) -> Iterator[Path]:
-    """List the images of scenes."""
-    return (path for files in scenes.values() for path in files.values() if path.is_file())
-
-# %% ../../nbs/50_evaluation/06_unseen.ipynb #9aaca236
-def trained_on(
-    found: Mapping[str, Mapping[tuple[str, str], Path]],  # scene to its images, as from `candidates`
-    learnt: Mapping[str, Any],  # parameters of a fine-tuning run
-) -> list[str] | None:  # scenes, sorted; None where the run's own data set isn't at hand, so that nobody can tell
-    """Find the scenes whose images a run was trained on, at least in part."""
-    try:
-        entry, folder = load_entry(learnt["data"]["dataset"]), learnt["data"]["folder"]
-        every = find_scenes(entry, entry_folder(learnt["data"]["dataset"], folder or None), [])
-        used = _training_scenes(list(every), entry, learnt["split"])
-    except (KeyError, ValueError, OSError):
-        return None
-    sizes = {path.stat().st_size for path in _images(found)}
-    known = {sha256(path) for path in _images({scene: every[scene] for scene in used}) if path.stat().st_size in sizes}
-    return sorted(scene for scene in found if any(sha256(path) in known for path in _images({scene: found[scene]})))
-
-
-def _training_scenes(scenes: list[str], entry: Entry, split: Mapping[str, Any]) -> list[str]:
-    """Repeat the split of a run: the scenes of its training part."""
-    if not scenes:
-        raise ValueError("no scene is left of the data set")
-    default = entry.split.model_dump(exclude_none=True) if entry.split else {}
-    stated = {"by": "region", **default} if split["by"] == "entry" else {"by": split["by"]}
-    if stated["by"] == "region":  # a part of every scene
-        return scenes
-    index = pd.DataFrame({"scene": scenes, "patch": 0, "row": 0, "col": 0, "height": 0, "width": 0})
     shares = dict(zip(NAMES, stated.get("fractions", split["fractions"]), strict=True))
-    return list(index["scene"][make_split(index, stated["by"], shares, seed=split["seed"]) == "train"])
+    return list(index["place"][make_split(index, stated["by"], shares, seed=split["seed"]) == "train"])
 
 
 def _images(scenes: Mapping[str, Mapping[tuple[str, str], Path]]) -> Iterator[Path]:
@@ -277,7 +216,7 @@ def _short(text: str, name: str, path: Path) -> str:
         text = text.replace(written, name)
     return " ".join(text.removeprefix(name).lstrip(":, ").split())
 
-# %% ../../nbs/50_evaluation/06_unseen.ipynb #42e4dbd3
+# %% ../../nbs/50_evaluation/06_unseen.ipynb #744f9f4d
 class DatedScenes(Mapping):
     """Look at every date of every scene as a scene of its own."""
 

@@ -13,22 +13,8 @@ import pickle
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
-from typing import Any
-
-import cloudpickle
-
-# %% ../../nbs/05_io/02_processes.ipynb #a267371c
-import functools
-import multiprocessing
-import os
-import pickle
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
