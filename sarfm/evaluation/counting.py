@@ -183,10 +183,7 @@ def scene_columns(
     store: PatchStore,  # where the patches are
 ) -> pd.DataFrame:  # by scene: place, factor
     """Tell of each scene where it lies and how much it was coarsened."""
-    names = store.index["scene"].drop_duplicates()
-    factor = names.str.extract(r"@(\d+)x$")[0].fillna("1").astype(int)
-    place = names.str.replace(r"(?:@\d+)?(?:@\d+x)?$", "", regex=True)
-    return pd.DataFrame({"place": place.to_numpy(), "factor": factor.to_numpy()}, index=names.to_numpy())
+    return store.scenes[["place", "factor"]]
 
 
 def scenes_are_whole(
