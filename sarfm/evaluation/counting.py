@@ -183,7 +183,7 @@ def scene_columns(
     store: PatchStore,  # where the patches are
 ) -> pd.DataFrame:  # by scene: place, factor
     """Tell of each scene where it lies and how much it was coarsened."""
-    return store.index[["scene", "place", "factor"]].drop_duplicates("scene").set_index("scene")
+    return store.scenes[["place", "factor"]]
 
 
 def scenes_are_whole(

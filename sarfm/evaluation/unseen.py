@@ -216,7 +216,7 @@ def _short(text: str, name: str, path: Path) -> str:
         text = text.replace(written, name)
     return " ".join(text.removeprefix(name).lstrip(":, ").split())
 
-# %% ../../nbs/50_evaluation/06_unseen.ipynb #42e4dbd3
+# %% ../../nbs/50_evaluation/06_unseen.ipynb #744f9f4d
 class DatedScenes(Mapping):
     """Look at every date of every scene as a scene of its own."""
 
@@ -387,7 +387,7 @@ def interval_scores(
     found["class"], found["score"] = [c for c, _ in named], [s for _, s in named]
     return found[["target", "class", "score", "value", "low", "high"]]
 
-# %% ../../nbs/50_evaluation/06_unseen.ipynb #5f1b1928
+# %% ../../nbs/50_evaluation/06_unseen.ipynb #ae70d888
 def image_scores(
     table: pd.DataFrame,  # of tallies, as from `count_images`
     tasks: Mapping[str, Task],  # by target
@@ -398,18 +398,16 @@ def image_scores(
         row, first = {"scene": name, "pixels": int(parts["n"].max())}, None
         for target, sums in zip(parts["target"], parts["sums"], strict=True):
             own = {s: v for (t, s), v in named_scores({target: tasks[target]}, {target: np.asarray(sums)}).items() if t}
-            first = _wrong(tasks[target], own) if first is None else first
+            first = _wrong(own) if first is None else first
             row |= {"wrong": first} | _of_image(tasks[target], own, target if len(tasks) > 1 else "")
         rows.append(row)
     return pd.DataFrame(rows).sort_values("wrong", ascending=False, kind="stable", ignore_index=True)
 
 
-def _wrong(task: Task, own: Mapping[str, np.ndarray]) -> float:
-    """Tell by how much an image is wrong: the error of a number, the fraction called wrongly, or the task's own score."""
-    for name in ("accuracy", "f1_micro"):
-        if name in own:
-            return float(1 - own[name])
-    return float(own["rmse"] if "rmse" in own else own[task.headline])
+def _wrong(own: Mapping[str, np.ndarray]) -> float:
+    """Tell how wrong an image is: a fraction, an error, or NaN for a task that says neither."""
+    right = next((float(own[name]) for name in ("accuracy", "f1_micro") if name in own), np.nan)
+    return float(own["rmse"]) if "rmse" in own else 1 - right
 
 
 def _of_image(task: Task, own: Mapping[str, np.ndarray], target: str) -> dict[str, float]:
@@ -417,7 +415,8 @@ def _of_image(task: Task, own: Mapping[str, np.ndarray], target: str) -> dict[st
     before = f"{target}: " if target else ""
     named = {name: _class_of(task, name) for name in own}
     each = {f"{score} {before}{c}": float(own[n]) for n, (c, score) in named.items() if c and score in PER_IMAGE}
-    return each if task.target.kind != "number" else {f"{score} {target or task.target.name}": float(own[score]) for score in ("rmse", "mae")}  # fmt: skip
+    numbers = {f"{score} {target or task.target.name}": float(own[score]) for score in ("rmse", "mae") if score in own}
+    return each | numbers
 
 # %% ../../nbs/50_evaluation/06_unseen.ipynb #d51779a1
 def _plain(value: object) -> object:

@@ -287,11 +287,19 @@ def _finish(
 class Spooled:
     """Hold what a visit in another process found; its patches lie in a file."""
 
-    def __init__(self, visit: Visit, file: Path, counts: list[int]):
+    def __init__(
+        self,
+        visit: Visit,  # to the scene
+        file: Path,  # with its patches
+        counts: list[int],  # patches of each block; none where nothing was cut, as all of it is there
+    ):
         self.fingerprint, self.kind, self.rows, self.grids = visit.fingerprint, visit.kind, visit.rows, visit.grids
         self.file, self.counts = file, counts
 
-    def blocks(self, slots: int) -> Iterator[tuple[int, Callable[[], dict[str, np.ndarray]]]]:
+    def blocks(
+        self,
+        slots: int,  # patches in a shard, as they were when it was cut
+    ) -> Iterator[tuple[int, Callable[[], dict[str, np.ndarray]]]]:  # number of patches, and how to get them
         """Read the patches block by block, and remove the file."""
         if not self.counts:  # nothing was cut, as all of it is there
             return

@@ -30,15 +30,25 @@ class Layout:
         self.parts = (attrs["size"] // self.side) ** 2  # chunks of a patch
         self.arrays = {name: (np.dtype(kind), tuple(shape)) for name, (kind, shape) in attrs["arrays"].items()}
 
-    def file(self, array: str, shard: int) -> Path:
+    def file(
+        self,
+        array: str,  # which one
+        shard: int,  # number of the shard
+    ) -> Path:  # which need not exist
         """Name the file of a shard."""
         return shard_file(self.folder, array, shard, 1 + len(self.arrays[array][1]))
 
-    def chunks(self, array: str) -> int:
+    def chunks(
+        self,
+        array: str,  # which one
+    ) -> int:  # 1 where a patch is one chunk
         """Count the chunks of a patch."""
         return self.parts if len(self.arrays[array][1]) >= 2 else 1
 
-    def nbytes(self, array: str) -> int:
+    def nbytes(
+        self,
+        array: str,  # which one
+    ) -> int:  # without its checksum
         """Count the bytes of a chunk."""
         dtype, shape = self.arrays[array]
         return dtype.itemsize * int(np.prod(shape, dtype=int)) // self.chunks(array)
@@ -66,7 +76,7 @@ def is_sound(
     layout: Layout,  # of the store
     array: str,  # which one
     shard: int,  # number of the shard
-) -> bool:
+) -> bool:  # False too where it isn't there
     """Tell whether a shard is full and undamaged."""
     try:
         read_shard(layout, array, shard, layout.slots)
@@ -101,7 +111,7 @@ class ShardWriter:
         self,
         patches: int,  # that come next
         first: int | None = None,  # number of the first; the next one when None
-    ) -> bool:
+    ) -> bool:  # False where all shards that they touch are sound
         """Tell whether one of them isn't written yet."""
         first = self.count if first is None else first
         return not all(
