@@ -13,8 +13,8 @@ import numpy as np
 import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
-from .prepare import PatchStore
 from .. import sar
+from .prepare import PatchStore
 from ..scenes.channels import QUANTITIES
 from ..scenes.open import spacing_m, stack_channels
 from ..scenes.scene import channels_of

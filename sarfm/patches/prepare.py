@@ -464,7 +464,8 @@ class _Preparation:
 
     def _write(self) -> None:
         """Visit all scenes and write what isn't there."""
-        writer = table = journal = plan = None
+        writer = table = journal = None
+        plan: dict[str, Any] = {}
         grids: list[pd.DataFrame] = []
         for number, (name, visit) in enumerate(self.visits(self._earlier())):
             if writer is None:
