@@ -290,7 +290,7 @@ def test_row_04_damaged_inputs(tmp_path, row):
     seen, unnoticed = {}, 0
     entry = {
         "id": "mine", "title": "Mine", "how_to_get": "Ask me.",
-        "read": {"scenes": "{scene}.tif", "units": "dB", "quantity": "sigma0"},
+        "channels": {n: {"units": "dB", "quantity": "sigma0"} for n in ("vv", "vh")}, "read": {"scenes": "{scene}.tif"},
     }  # fmt: skip
     for number, name in enumerate(names):
         source, draw = tmp_path / "sources" / name, random.Random(number)
@@ -769,7 +769,8 @@ def test_row_11_links_and_odd_names(tmp_path, row):
     geotiff(outside / "secret.tif", bands)
     entry = {
         "id": "mine", "title": "Mine", "how_to_get": "Ask me.",
-        "read": {"scenes": "{scene}.tif", "units": "dB", "quantity": "sigma0", "nodata": "none"},
+        "channels": {n: {"units": "dB", "quantity": "sigma0", "nodata": "none"} for n in ("vv", "vh")},
+        "read": {"scenes": "{scene}.tif"},
     }  # fmt: skip
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "link.tif").symlink_to(outside / "secret.tif")
