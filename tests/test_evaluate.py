@@ -407,7 +407,9 @@ def test_one_image_has_no_interval_and_absent_classes_no_score(tmp_path):
 def test_each_date_can_be_scored_by_itself(entry, tmp_path):
     images = write_pairs(tmp_path / "images", ["a", "b"])
     (images / "after" / "b.png").write_bytes(b"")
-    contract = CONTRACT.model_copy(update={"channels": ["vv"], "mean": [100.0], "std": [50.0]})
+    contract = CONTRACT.model_copy(
+        update={"channels": ["vv"], "units": ["1"], "quantity": ["digital_number"], "mean": [100.0], "std": [50.0]}
+    )
     torch.manual_seed(0)
     model = one_target(build_encoder("vit-nano", 1, 8), 2, "linear").eval()
     scenes, refused = scoreable(entry, images, contract, times="scenes")
@@ -428,7 +430,7 @@ def test_labels_and_models_that_do_not_fit_are_refused(entry, home, tmp_path):
     three = Target("ice", classes={0: "a", 1: "b", 2: "c"})
     with pytest.raises(ValueError, match="predicts 2 classes, ice has 3 classes"):
         load_predictor(home / "run", {"flood": three})
-    narrow = CONTRACT.model_copy(update={"units": "dB"})
+    narrow = CONTRACT.model_copy(update={"units": ["dB", "dB"]})
     write_pairs(tmp_path, ["a"])
     scenes, refused = scoreable(entry, tmp_path, narrow)
     assert not scenes and "the model takes 'dB'" in refused["reason"][0]

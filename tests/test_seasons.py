@@ -101,7 +101,12 @@ def test_from_files_and_a_yaml_to_scores_with_intervals(folder):
     channels = json.loads((folder / "finetune/model.json").read_text())["contract"]["channels"]
     assert len(channels) == 16 and {c["at"] for c in channels} == set(SEASONS)
     scores = pd.read_parquet(folder / "evaluate/scores.parquet").set_index(["target", "score"])
-    for target, score in [("tree_cover", "r2"), ("tree_cover", "rmse"), ("cover", "mean_iou"), ("present", "map")]:
+    for target, score in [
+        ("tree_cover", "r2"),
+        ("tree_cover", "rmse"),
+        ("cover", "mean_iou"),
+        ("present", "map_macro"),
+    ]:
         row = scores.loc[(target, score)]
         assert row["low"] <= row["value"] <= row["high"], (target, score)
     assert scores.loc[("tree_cover", "r2"), "value"] > 0

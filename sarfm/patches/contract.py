@@ -71,11 +71,11 @@ def _problems(
     held, found = {str(channel): channel for channel in channels_of(scene)}, []
     if missing := [c for c in contract.channels if c not in held]:
         found.append(f"it has no {missing}, it holds {list(held)}; choose a scene with these channels")
-    told = set()
+    looked_at = set()
     for name, units, quantity in zip(contract.channels, contract.units, contract.quantity, strict=True):
-        if name not in held or held[name].variable in told:
+        if name not in held or held[name].variable in looked_at:
             continue
-        told.add(held[name].variable)
+        looked_at.add(held[name].variable)
         if held[name].units != units:
             convert = "to_db" if units == "dB" else "to_power"
             stated = f"{held[name].variable} is in {held[name].units!r}, the model takes {units!r}"
