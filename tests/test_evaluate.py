@@ -371,8 +371,8 @@ def test_images_that_were_trained_on_are_found_under_any_name(home, entry, tmp_p
     found = candidates(entry, tmp_path, ["flood"])[0]
     from sarfm.patches.splits import split_by_block
 
-    index = pd.DataFrame({"scene": [f"{k:02}" for k in range(10)], "patch": 0})
-    train = set(index["scene"][split_by_block(index, 10) == "train"])
+    index = pd.DataFrame({"place": [f"{k:02}" for k in range(10)], "factor": 1, "patch": 0})
+    train = set(index["place"][split_by_block(index, 10) == "train"])
     expected = [f"copy{k}" for k, name in enumerate(["00", "03", "04", "09"]) if name in train]
     assert 0 < len(expected) < 4 and trained_on(found, learnt) == expected
     assert trained_on(found, learnt | {"split": {"by": "region"}}) == ["copy0", "copy1", "copy2", "copy3"]
