@@ -594,3 +594,22 @@ def test_targets_of_tiles_survive_chunks(tmp_path):
     assert len(store.verify()) == 0 and np.array_equal(
         zarr.open_group(store.path)["target_tags"][:], [[1, 0]] * len(store)
     )
+
+
+def test_a_hundred_thousand_tiles_cost_little(tmp_path):
+    """Time grows with the tiles, their tables stay below 200 bytes a tile, and opening reads tables only."""
+    import time
+
+    def cut(side):
+        field = np.random.default_rng(0).normal(-12, 2, (side * 8, side * 8)).astype(np.float32)
+        scene, began = make_scene({"vv": field}, units="dB", quantity="sigma0"), time.process_time()
+        store = write_store({"a": scene}, tmp_path / f"{side}.zarr", size=8, progress=False)
+        return store, time.process_time() - began
+
+    (_, few), (store, many) = cut(158), cut(317)
+    assert len(store) == 317**2 and many < 12 * few, (few, many)
+    tables = sum(path.stat().st_size for path in store.path.glob("*.parquet"))
+    assert tables / len(store) <= 200, "bytes of tables a tile"
+    began = time.process_time()
+    assert len(open_store(store.path)) == len(store)
+    assert time.process_time() - began < 2
