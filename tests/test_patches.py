@@ -598,7 +598,6 @@ def test_targets_of_tiles_survive_chunks(tmp_path):
 
 def test_a_hundred_thousand_tiles_cost_little(tmp_path):
     """Time grows with the tiles, their tables stay below 200 bytes a tile, and opening reads tables only."""
-    import time
 
     def cut(side):
         field = np.random.default_rng(0).normal(-12, 2, (side * 8, side * 8)).astype(np.float32)
