@@ -168,3 +168,38 @@ def test_published_constants_instead_of_statistics(store):
         InputContract.fit(store, [0], patch_size=8, mean=[-14.5, -24.7])
     with pytest.raises(ValueError, match="one mean and one std per channel"):
         InputContract.fit(store, [0], patch_size=8, mean=[-14.5], std=[5.66])
+
+
+def mixed(scene):
+    """Put a coherence beside the backscatter."""
+    coherence = np.random.default_rng(1).uniform(0, 1, scene["vv"].shape).astype(np.float32)
+    stated = {"units": "1", "quantity": "coherence"}
+    return scene.assign(coherence=(("y", "x"), coherence, stated))
+
+
+def test_channels_of_different_units_are_stated_one_by_one(scene, tmp_path):
+    store = write_store({"a": mixed(scene)}, tmp_path / "s.zarr", size=32, progress=False)
+    clip = [(-20.0, 0.0), None, (0.0, 0.5)]
+    contract = InputContract.fit(store, range(len(store)), patch_size=8, clip=clip)
+    written = contract.model_dump(mode="json")["channels"]
+    assert [(c["variable"], c["units"], c["quantity"]) for c in written] == [
+        ("vv", "dB", "gamma0"), ("vh", "dB", "gamma0"), ("coherence", "1", "coherence"),
+    ]  # fmt: skip
+    assert InputContract.model_validate_json(contract.model_dump_json()) == contract
+    values = pixels(store, range(len(store)))
+    values = np.stack([values[0].clip(-20, 0), values[1], values[2].clip(0, 0.5)])
+    assert np.allclose(contract.mean, values.mean(1)) and np.allclose(contract.std, values.std(1))
+    image, valid = contract.apply(mixed(scene))
+    assert np.allclose(image[:, valid].numpy().mean(1), 0, atol=1e-4)
+
+
+def test_adapt_converts_decibels_and_power_and_refuses_the_rest(scene, store):
+    contract = InputContract.fit(store, range(len(store)), patch_size=8)
+    power = scene.sar.to_power()
+    assert power["vv"].attrs["units"] == "1"
+    np.testing.assert_allclose(contract.adapt(power)["vv"], scene["vv"], rtol=1e-5)
+    np.testing.assert_array_equal(contract.adapt(scene)["vh"], scene["vh"])
+    with pytest.raises(ValueError, match="vv is sigma0, the model takes gamma0"):
+        contract.adapt(scene.assign(vv=scene["vv"].assign_attrs(quantity="sigma0")))
+    with pytest.raises(ValueError, match="has no"):
+        contract.adapt(scene.drop_vars("vh"))
