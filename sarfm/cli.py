@@ -100,7 +100,9 @@ def _data_commands(parser: argparse.ArgumentParser) -> None:
     cut.add_argument("--folder", metavar="DIR", help="where its files are (default: below SARFM_DATA)")
     cut.add_argument("--cache", metavar="DIR", help="where the store goes (default: prepared below SARFM_DATA)")
     stores = actions.add_parser("stores", help="where prepared stores lie, how large they are; delete them")
-    stores.add_argument("--clear", nargs="+", metavar="NAME", help="delete stores of the list, or all; runs cut them again")
+    stores.add_argument(
+        "--clear", nargs="+", metavar="NAME", help="delete stores of the list, or all; runs cut them again"
+    )
     stores.add_argument("--cache", metavar="DIR", help="where the stores are (default: prepared below SARFM_DATA)")
 
 

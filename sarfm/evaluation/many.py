@@ -41,7 +41,9 @@ def list_inputs(
         else:
             named = _of_dataset(source, folder)
         if twice := sorted(found.keys() & named.keys()):
-            raise ValueError(f"two scenes are called {twice[0]!r}, the second in {source}; predict them into two folders")
+            raise ValueError(
+                f"two scenes are called {twice[0]!r}, the second in {source}; predict them into two folders"
+            )
         found |= named
     if not found:
         raise FileNotFoundError(

@@ -241,7 +241,11 @@ def make_split(
     else:
         raise ValueError(f"split is one of region, scene, event, block, list; got {kind!r}")
     assert_disjoint(index, split)
-    wanted = [n for n, share in _shares(fractions).items() if share > 0] if kind in ("region", "scene", "event") else ["train"]
+    wanted = (
+        [n for n, share in _shares(fractions).items() if share > 0]
+        if kind in ("region", "scene", "event")
+        else ["train"]
+    )
     if empty := [name for name in wanted if not (split == name).any()]:
         raise ValueError(
             f"split by {kind} left no patch for {empty}: no patch of {index['height'].max()} × {index['width'].max()} px fits into "

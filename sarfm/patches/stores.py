@@ -47,7 +47,9 @@ def clear_stores(
     table, folder = list_stores(cache), store_folder(cache)
     chosen = list(table["store"]) if "all" in names else list(names)
     if unknown := sorted(set(chosen) - set(table["store"])):
-        raise ValueError(f"{folder} holds no store {unknown[0]}; it holds {list(table['store'])}. Name one of them, or all")
+        raise ValueError(
+            f"{folder} holds no store {unknown[0]}; it holds {list(table['store'])}. Name one of them, or all"
+        )
     for name in chosen:
         gone = folder / f".{name}.deleted"
         (folder / name).rename(gone)
