@@ -370,9 +370,9 @@ def _suspicious(
         looked_for.append(0.0)
     if dtype.kind in "iu" and band.packed:
         looked_for = [float(np.iinfo(dtype).min)] if dtype.kind == "i" else []
-    told = set(as_stored(known, dtype).tolist())
+    declared = set(as_stored(known, dtype).tolist())
     values = [s for s in looked_for if not (logarithm and s <= 0) and as_stored([s], dtype).size]
-    values = [s for s in values if not told & set(as_stored([s], dtype).tolist())]
+    values = [s for s in values if not declared & set(as_stored([s], dtype).tolist())]
     found = dict.fromkeys(values, 0)
     for pixels in _blocks(band) if values else ():
         for value in values:
