@@ -12,22 +12,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
+from pyproj import CRS
 
 from ..io.files import CorruptData, atomic_path
 from .accessor import SceneAccessor
 from .channels import Target
+from .overlay import Placed
+from .place import scene_crs
 from sarfm.scenes.questions import (
     OpenQuestion,
     Questions,
     answer_for,
     calibrated,
     check_answers,
+    check_images,
     check_same_grid,
     choose_channels,
     lay_out_sources,
     name_bands,
     read_target,
+    settle_place,
     settle_statements,
     sort_bands,
     stack_dates,
@@ -52,13 +58,40 @@ _all_ = ["OpenQuestion", "SceneAccessor", "channel_names", "check_scene", "flag_
 _all_ += ["measured_variables", "scene_lonlat", "spacing_m", "stack_channels", "time_values"]
 
 # %% ../../nbs/10_scenes/07_open.ipynb #de61712f
+def _plain_attributes(
+    scene: xr.Dataset,  # a Scene
+) -> xr.Dataset:  # a copy, with attributes that NetCDF can hold
+    """Write what is true or false as 1 or 0, leave out what is None, and write anything else that is no number as text."""
+    for holder in (scene, *scene.variables.values()):
+        kept = {str(key): value for key, value in holder.attrs.items() if value is not None}
+        holder.attrs = {key: _plain(value) for key, value in kept.items()}
+    return scene
+
+
+def _plain(
+    value: Any,  # of an attribute
+) -> Any:  # text, a number or an array of numbers
+    """Write a value as NetCDF can hold it."""
+    if isinstance(value, str):
+        return value
+    try:
+        array = np.asarray(value)
+    except ValueError:  # a ragged list
+        return str(value)
+    if array.dtype.kind == "b":
+        return array.astype(np.int8)[()]
+    numbers = array.dtype.kind in "iuf" and array.dtype.itemsize <= 8
+    texts = array.dtype.kind == "U" and array.ndim == 1
+    return value if (numbers and array.ndim < 2) or texts else str(value)
+
+
 def save_scene(
     scene: xr.Dataset,  # a Scene
     path: str | Path,  # of the NetCDF file
     scale: float | None = None,  # step of 16-bit packing, in the scene's unit; exact float32 when None
 ) -> Path:  # the file written
     """Save a Scene so that it opens again without questions."""
-    scene, path = check_scene(scene).copy(), Path(path)
+    scene, path = _plain_attributes(check_scene(scene).copy()), Path(path)
     if path.suffix != ".nc":
         raise ValueError(f"expected a file name ending in .nc, got {path}")
     encoding: dict[str, dict[str, Any]] = {n: {"zlib": True, "complevel": 5, "shuffle": True} for n in scene.data_vars}
@@ -123,9 +156,13 @@ def _select(
 def _agree_with(
     scene: xr.Dataset,  # a saved Scene
     path: Path,  # for the message
+    crs: Any,  # as given to open_scene
     **answers: Any,  # units and quantity, as given to open_scene
 ) -> None:
     """Refuse answers that contradict a saved scene."""
+    own = scene_crs(scene) if "spatial_ref" in scene.coords else None
+    if crs is not None and own != CRS.from_user_input(crs):
+        raise ValueError(f"{path} states {own and own.name}, but crs={crs!r} was given; leave it out")
     for channel in channels_of(scene):
         for key, given in answers.items():
             answer, stated = answer_for(channel.variable, given), getattr(channel, key)
@@ -176,7 +213,8 @@ def _read_targets(
     """Read all targets of a scene."""
     asked, meanings = dict(given["labels"] or {}), given["label_meanings"] or {}
     where = {name: name for name in stated if name not in map(str, asked.values())} | asked
-    read = {n: read_target(n, w, first, meanings.get(n), questions) for n, w in where.items()}
+    how = {"scene": given["placed"], "group": given["group"]}
+    read = {n: read_target(n, w, first, meanings.get(n), questions, **how) for n, w in where.items()}
     return {name: found for name, found in read.items() if found is not None}
 
 # %% ../../nbs/10_scenes/07_open.ipynb #374f5653
@@ -211,6 +249,8 @@ def open_scene(
     times: Sequence[Any] | None = None,  # dates of the files or bands, or names such as "before"
     seasons: Sequence[str] | None = None,  # seasons of the files or bands, instead of dates
     variables: Mapping[str, str] | None = None,  # NetCDF, Zarr: variable, or variable/band, to channel
+    group: str | None = None,  # NetCDF, HDF5, Zarr: the group that holds the images; the root when None
+    crs: Any = None,  # where the file has coordinates and doesn't say of which system; anything pyproj understands
     labels: Mapping[str, str | Path] | None = None,  # target to file, or to a variable of the file
     label_meanings: Mapping[str, Target | Mapping[int, str]]
     | None = None,  # target to what it is, or to code to meaning
@@ -226,21 +266,25 @@ def open_scene(
     files = lay_out_sources(source, channels, dates, bands)
     first = files[0][2]
     if len(files) == 1 and (saved := _saved_scene(first)) is not None:
-        _agree_with(saved, first, units=units, quantity=quantity)
+        _agree_with(saved, first, crs, units=units, quantity=quantity)
         return _select(saved, channels, first)
     questions, wanted = Questions(str(first)), [name.lower() for name in channels or ()]
-    rasters = [read_file(path, variables, chunks, wanted) for _, _, path in files]
+    rasters = [read_file(path, variables, chunks, wanted, group) for _, _, path in files]
+    for raster in rasters:
+        check_images(raster, questions)
     given = {"channels": channels, "bands": bands, "dates": dates, "labels": labels, "label_meanings": label_meanings}
     given |= {"units": units, "quantity": quantity, "nodata": nodata, "formula": formula}
     cube = _named_bands(files, rasters, given, questions)
     check_answers(list(cube), units=units, quantity=quantity, nodata=nodata, formula=formula)
     said = settle_statements(cube, units, quantity, nodata, formula, questions)
+    place = settle_place(rasters[0], crs)
+    shape = next(iter(cube.values()))[0].values.shape
+    given |= {"group": group, "placed": Placed(shape, place["crs"], place["transform"], place["gcps"])}
     targets = _read_targets(first, rasters[0].targets, given, questions)
     questions.raise_if_any()
     check_same_grid(rasters)
     provenance = rasters[0].attrs | {"source": ", ".join(dict.fromkeys(p.name for _, _, p in files))}
     provenance |= ({"formula": str(formula)} if formula else {}) | dict(attrs or {})
-    place = {"crs": rasters[0].crs, "transform": rasters[0].transform, "gcps": rasters[0].tie_points}
     along = "season" if seasons is not None or bands == "season" or rasters[0].along == "season" else "time"
     at = next(([b.at for b in bands] for bands in cube.values() if bands[0].at is not None), None)
     place |= {f"{along}s": at}
