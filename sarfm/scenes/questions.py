@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['SENTINELS', 'OpenQuestion', 'Questions', 'lay_out_sources', 'check_images', 'settle_place', 'name_bands',
-           'answer_for', 'check_answers', 'settle_measures', 'calibrated', 'finish_target', 'Stored', 'read_target',
-           'choose_channels', 'sort_bands', 'stack_dates', 'settle_statements', 'check_same_grid']
+           'answer_for', 'by_channel', 'check_answers', 'settle_measures', 'answered_nodata', 'as_stored', 'calibrated',
+           'unknown_code', 'finish_target', 'Stored', 'read_target', 'choose_channels', 'sort_bands', 'stack_dates',
+           'settle_statements', 'check_same_grid']
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #68ed17a1
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +21,20 @@ import numpy as np
 import xarray as xr
 from pyproj import CRS
 
-from .channels import BACKSCATTER, QUANTITIES, UNKNOWN, Target
+from sarfm.scenes.channels import (
+    BACKSCATTER,
+    MEASURED,
+    QUANTITIES,
+    UNKNOWN,
+    Target,
+    canonical_quantity,
+    canonical_units,
+    did_you_mean,
+)
 from .grids import grid_reference, rows_first
 from .overlay import Placed, turned_onto
 from .rasters import FILL_KEYS, IMAGES, open_data, read_file
-from .tags import Band, Raster, parse_formula, stated_polarisation
+from .tags import Band, Formula, Raster, parse_formula, stated_polarisation, stated_time
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #3a74641d
 class OpenQuestion(ValueError):
@@ -114,54 +125,131 @@ def settle_place(
     return nowhere | {"crs": crs, "transform": raster.transform}
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #4a1de7a3
+def _name(
+    raster: Raster,  # one file
+    channel: str | None,  # what the caller says the file is
+    given: list[str | None],  # channels as given to open_scene; None leaves a band out
+    bands: str | None,  # as given to open_scene
+    questions: Questions,  # to be asked together
+) -> list[str | None]:  # a name for each band; "" leaves it out, None where that is open
+    """Find the names of the bands of one file."""
+    found, stated = raster.bands, [b.channel for b in raster.bands]
+    if channel and channel in stated:
+        return [name if name == channel else "" for name in stated]
+    if channel and any(stated):
+        raise ValueError(f"{raster.path} states {stated}, but it was given as {channel!r}; give it under its own name")
+    if all(stated):
+        return list(stated)
+    dated = bands in ("time", "season") or (bands is None and len(found) > 1 and all(b.at is not None for b in found))
+    alone = channel or (given[0] if len(given) == 1 else None)
+    described = [b.channel or (b.name or "").strip().lower() for b in found]
+    if alone and (dated or len(found) == 1) and not any(stated):
+        return [alone] * len(found)
+    if given and set(given) <= set(described):
+        return [name if name in given else "" for name in described]
+    if len(given) == len(found) and not dated and any(b.values.size for b in found):
+        return _in_order(raster, given)
+    if given and any(stated):  # what is asked for and not there is refused by `choose_channels`
+        return [name or "" for name in stated]
+    return _ask_names(raster, given, dated, questions)
+
+
+def _in_order(
+    raster: Raster,  # one file
+    given: list[str | None],  # a name for each band; None leaves it out
+) -> list[str]:  # the same; "" leaves it out
+    """Name bands in their order, unless they state another name."""
+    for band, name in zip(raster.bands, given, strict=True):
+        if band.channel and name and band.channel != name:
+            raise ValueError(
+                f"{raster.path}: {band.label} states {band.channel!r}, but channels names it {name!r}; name it so, or None"
+            )
+    return [name or "" for name in given]
+
+# %% ../../nbs/10_scenes/06_questions.ipynb #d9e13466
+def _ask_names(
+    raster: Raster,  # one file
+    given: list[str | None],  # channels as given to open_scene
+    dated: bool,  # its bands are dates
+    questions: Questions,  # to be asked together
+) -> list[None]:  # no names yet
+    """Ask which channels the bands of a file are."""
+    found, stated = raster.bands, [b.channel for b in raster.bands if b.channel]
+    silent = [b.label for b in found if not b.channel]
+    held = ", ".join(silent[:4]) + (" …" if len(silent) > 4 else "")
+    if stated:
+        taken = list(dict.fromkeys(stated))
+        questions.ask("channels", f"{held} states nothing beside {taken}; leave it out with {taken}, or name each band")
+        return [None] * len(found)
+    own = [b.label.split("'")[1] for b in found[:1] if b.label.startswith("variable")]
+    if own and not raster.transform:
+        parameter, example = "variables", f"e.g. {{{own[0]!r}: 'vv'}}"
+    else:
+        parameter, example = "channels", "e.g. ['vv', 'vh'], or ['amplitude'] where nobody knows the polarisation"
+    if len(found) > 1 and not dated and parameter == "channels":
+        example += "; in the order of the bands, None leaves one out; or bands='time' if the bands are dates"
+    hint = stated_polarisation(raster.path.stem)
+    got = f", got {given}" if given else ""
+    suggestion = f" (the file's name suggests {hint})" if hint else ""
+    questions.ask(parameter, f"which channels are these: {held}{got}? Name them, {example}{suggestion}")
+    return [None] * len(found)
+
+# %% ../../nbs/10_scenes/06_questions.ipynb #7ea9dc1c
+def _agree_on_date(
+    path: Path,  # for the message
+    band: Band,  # may state a date
+    given: Any,  # date, or a name such as "before"
+) -> Any:  # the one given
+    """Refuse a date that contradicts the file."""
+    texts = [str(t) if isinstance(t, np.datetime64) else stated_time(t) for t in (band.at, given)]
+    if None not in texts and texts[0][: len(texts[1])] != texts[1][: len(texts[0])]:
+        raise ValueError(f"{path}: {band.label} states {band.at}, but times says {given}; order times like the bands")
+    return given
+
+
+def _date_bands(
+    path: Path,  # for the message
+    bands: list[Band],  # named
+    time: Any,  # date that the caller gives the file
+    times: Sequence[Any] | None,  # as given to open_scene
+) -> list[Band]:  # with dates
+    """Give each band its date."""
+    if time is not None or times is None:
+        return [replace(b, at=b.at if time is None else time) for b in bands]
+    count = {name: sum(b.channel == name for b in bands) for name in {b.channel for b in bands}}
+    if len(times) not in count.values():
+        raise ValueError(f"{path} has {count} images, but times names {len(times)} dates; name one for each image")
+    dates = {name: iter(times) for name, images in count.items() if images == len(times)}
+    return [
+        replace(b, at=_agree_on_date(path, b, next(dates[b.channel])) if b.channel in dates else b.at) for b in bands
+    ]
+
+# %% ../../nbs/10_scenes/06_questions.ipynb #65f9b4d5
 def name_bands(
     raster: Raster,  # one file
     channel: str | None,  # what the caller says the file is
     time: Any,  # date that the caller gives the file
     answers: dict[str, Any],  # channels, bands and times as given to open_scene
     questions: Questions,  # to be asked together
-) -> list[Band]:  # with channel and date
+) -> list[Band]:  # with channel and date, without those that are left out
     """Name the bands of one file."""
-    found, given = raster.bands, [p.lower() for p in answers["channels"] or ()]
-    alone = channel or (given[0] if len(given) == 1 else None)
-    in_bands = answers["bands"] in ("time", "season")
-    dated = in_bands or (answers["bands"] is None and len(found) > 1 and all(b.at is not None for b in found))
-    held = ", ".join(b.label for b in found[:4]) + (" …" if len(found) > 4 else "")
-    stated = [b.channel for b in found]
-    if channel and set(stated) - {None, channel}:
-        raise ValueError(f"{raster.path} states {stated}, but it was given as {channel!r}; give it under its own name")
-    if all(stated):
-        names = stated
-    elif (dated or len(found) == 1) and alone:
-        names = [alone] * len(found)
-    elif not dated and len(given) == len(found):
-        names = given
+    given = [name and name.lower() for name in answers["channels"] or ()]
+    found = raster.bands
+    if len(given) == len(found):  # GDAL takes the last of four 8-bit bands for transparency
+        found = [replace(b, valid=None) if any(other.alpha for other in found) else b for b in found]
     else:
-        several = len(found) > 1 and not dated
-        hint = " in the order of the bands; or bands='time' if the bands are dates" if several else ""
-        names = _suggested(
-            raster, questions, f"which channels are these: {held}? Name them, e.g. ['vv', 'vh']{hint}", found
-        )
-    if in_bands and time is None and answers["times"] is not None and len(answers["times"]) == len(found):
-        dates = list(answers["times"])
-    else:
-        dates = [b.at if time is None else time for b in found]
-    return [replace(b, channel=n, at=t) for b, n, t in zip(found, names, dates, strict=True)]
+        found = _without_alpha(found)
+    names = _name(replace(raster, bands=found), channel, given, answers["bands"], questions)
+    named = [replace(b, channel=n) for b, n in zip(found, names, strict=True) if n != ""]
+    return named if None in names else _date_bands(raster.path, named, time, answers["times"])
 
 
-def _suggested(
-    raster: Raster,  # one file
-    questions: Questions,  # to be asked together
-    question: str,  # which channel a band is
-    found: list[Band],  # its bands
-) -> list[None]:  # no names yet
-    """Ask for channels, and mention what the file's name suggests."""
-    hint = stated_polarisation(raster.path.stem)
-    parameter = "channels" if raster.transform or raster.path.suffix not in (".nc", ".zarr") else "variables"
-    if parameter == "variables":
-        question = question.partition("e.g.")[0] + "e.g. {'" + found[0].label.split("'")[1] + "': 'vv'}"
-    questions.ask(parameter, question + (f" (the file's name suggests {hint})" if hint else ""))
-    return [None] * len(found)
+def _without_alpha(
+    bands: list[Band],  # of one file
+) -> list[Band]:  # those that are images, hidden where an alpha band is 0
+    """Take an alpha band as the mask that it is."""
+    alpha = next((b.values > 0 for b in bands if b.alpha), None)
+    return [b if alpha is None else replace(b, valid=alpha) for b in bands if not b.alpha]
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #8ba0b56a
 def answer_for(
@@ -170,6 +258,23 @@ def answer_for(
 ) -> Any:  # the answer; None where there is none
     """Take the answer that a caller gave for a channel."""
     return answers.get(channel) if isinstance(answers, Mapping) else answers
+
+
+def by_channel(
+    cube: Mapping[str, list[Band]],  # channel to bands
+    answer: Any,  # one answer for all channels, or a mapping from channel to answer
+) -> dict[str, Any]:  # answer of each channel; None where there is none
+    """Give a plain answer to what was measured, and not to the angles and heights beside it."""
+    spoken = cube if isinstance(answer, Mapping) else _measured(cube)
+    return {name: answer_for(name, answer) if name in spoken else None for name in cube}
+
+
+def _measured(
+    cube: Mapping[str, list[Band]],  # channel to bands
+) -> list[str]:  # channels, without those that state to be angles, heights and the like; all if there are no others
+    """Name the channels that a plain answer speaks of."""
+    beside = set(QUANTITIES) - set(MEASURED)
+    return [name for name, bands in cube.items() if not {b.quantity for b in bands} <= beside] or list(cube)
 
 
 def check_answers(
@@ -191,8 +296,11 @@ def _agreed(
 ) -> str | None:  # the one value; None where nobody says
     """Bring statement and answer together."""
     stated = {getattr(b, key) for b in bands} - {None}
+    answer = {"units": canonical_units, "quantity": canonical_quantity}[key](answer)
     if answer is not None and answer not in options:
-        raise ValueError(f"expected {key} of {channel} to be one of {tuple(options)}, got {answer!r}; say one of these")
+        raise ValueError(
+            f"expected {key} of {channel} to be one of {tuple(options)}, got {answer!r}; say one of these.{did_you_mean(answer, options)}"
+        )
     if len(stated | ({answer} if answer else set())) > 1:
         raise ValueError(
             f"{channel} states {key} {sorted(stated)}, but {key}={answer!r} was given; leave it out, or correct the file"
@@ -246,60 +354,145 @@ SENTINELS = (
 )
 
 
-def _sample(
-    values: Any,  # (H, W), NumPy or dask array
-) -> np.ndarray:  # all values, or those of five windows of a dask array
-    """Take pixels to look at."""
-    if isinstance(values, np.ndarray):
-        return values
-    (h, w), n = values.shape, 256
-    corners = [(r, c) for r in (0, max(h - n, 0)) for c in (0, max(w - n, 0))] + [((h - n) // 2, (w - n) // 2)]
-    return np.concatenate([values[max(r, 0) : r + n, max(c, 0) : c + n].compute().ravel() for r, c in corners])
+def answered_nodata(
+    channel: str,  # for the message
+    answer: Any,  # a number, "none", or a list of them
+) -> tuple[tuple[float, ...], bool]:  # values that are no data, and whether there are no others
+    """Understand an answer about no data."""
+    given = list(answer) if isinstance(answer, (list, tuple)) else [] if answer is None else [answer]
+    numbers = [value for value in given if str(value).lower() != "none"]
+    if any(not isinstance(value, Real) or isinstance(value, bool) for value in numbers):
+        raise ValueError(
+            f"expected a number, 'none' or a list of them for nodata of {channel}, got {answer!r}; say one of these"
+        )
+    return tuple(map(float, numbers)), len(numbers) < len(given)
 
 
+def as_stored(
+    values: Sequence[float],  # that are declared or answered as no data
+    dtype: np.dtype,  # of the pixels
+) -> np.ndarray:  # the same in that type, without NaN and without what it cannot hold
+    """Write no-data values as the pixels are written."""
+    real = np.array([value for value in values if not math.isnan(value)], float)
+    if dtype.kind in "iub":
+        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        return real[(real >= low) & (real <= high) & (real % 1 == 0)].astype(dtype)
+    limit = np.finfo(dtype).max
+    held = np.where(np.isinf(real), real, real.clip(-limit, limit))
+    with np.errstate(over="ignore"):
+        return np.unique(np.concatenate([held.astype(dtype), held.astype(np.float32).astype(dtype)]))
+
+# %% ../../nbs/10_scenes/06_questions.ipynb #df54c4ae
+def _blocks(
+    band: Band,  # of NumPy or dask arrays
+) -> Iterator[np.ndarray]:  # its pixels that no mask hides, part by part
+    """Go through a band without holding more than a block of it."""
+    arrays = [band.values] if band.valid is None else [band.values, band.valid]
+    if isinstance(band.values, np.ndarray):
+        yield arrays[0].ravel() if len(arrays) == 1 else arrays[0][arrays[1]]
+        return
+    for at in np.ndindex(band.values.numblocks):
+        values, *valid = (np.asarray(array.blocks[at].compute()) for array in arrays)
+        yield values[valid[0]] if valid else values.ravel()
+
+
+def _suspicious(
+    band: Band,  # as stored
+    quantity: str | None,  # what it measures
+    known: Sequence[float],  # values that are declared or answered
+    logarithm: bool,  # a formula takes the logarithm of what is positive
+) -> dict[float, float]:  # value to its share of all pixels
+    """Find values that may stand for no data and are not known to."""
+    dtype = band.values.dtype
+    looked_for = [s for s in SENTINELS if dtype.kind in "fc" or s < 0]
+    if quantity in (None, *BACKSCATTER):  # a coherence, a slope or a ratio of zero is a number like others
+        looked_for.append(0.0)
+    if dtype.kind in "iu" and band.packed:
+        looked_for = [float(np.iinfo(dtype).min)] if dtype.kind == "i" else []
+    declared = set(as_stored(known, dtype).tolist())
+    values = [s for s in looked_for if not (logarithm and s <= 0) and as_stored([s], dtype).size]
+    values = [s for s in values if not declared & set(as_stored([s], dtype).tolist())]
+    found = dict.fromkeys(values, 0)
+    for pixels in _blocks(band) if values else ():
+        for value in values:
+            found[value] += int(np.count_nonzero(pixels == as_stored([value], dtype)[0]))
+    shares = {value: count / band.values.size for value, count in found.items()}
+    return {value: share for value, share in shares.items() if share > (0 if value else 1e-3)}
+
+# %% ../../nbs/10_scenes/06_questions.ipynb #ec4d68f9
 def _ask_nodata(
     bands: list[Band],  # of one channel
     quantity: str | None,  # what it measures
+    answer: Any,  # as given to open_scene for this channel
     questions: Questions,  # to be asked together
+    logarithm: bool = False,  # a formula takes the logarithm: zero has none, and is no data
 ) -> None:
     """Ask about values that may stand for no data and are not declared."""
-    for band in bands if quantity not in ("identifier", "mask") else []:
-        if np.issubdtype(band.values.dtype, np.integer) and not band.nodata:
-            questions.ask(
-                "nodata",
-                f"{band.label} holds {band.values.dtype} and declares no no-data value; say 0, another, or 'none'",
-            )
+    given, closed = answered_nodata(bands[0].channel or "all", answer)
+    if closed or quantity in ("identifier", "mask"):
+        return
+    said, found = [], {}
+    for band in (b for b in bands if b.values.size):
+        if band.values.dtype.kind in "iu" and not (band.nodata or given or logarithm or _hides(band)):
+            asked = f"{band.label} holds {band.values.dtype} and declares no no-data value; say 0, another, or 'none'"
+            questions.ask("nodata", asked)
             return
-        if not band.values.size:
-            continue
-        pixels = _sample(band.values)
-        suspects = [s for s in SENTINELS if s not in band.nodata and (pixels == s).any()]
-        echo = quantity in (None, *BACKSCATTER)  # a coherence, a slope or a ratio of zero is a number like others
-        if echo and not suspects and 0.0 not in band.nodata and (pixels == 0).mean() > 1e-3:
-            suspects = [0.0]
-        if suspects:
-            share = float(np.isin(pixels, suspects).mean())
-            questions.ask(
-                "nodata",
-                f"{share:.1%} of {band.label} is {suspects[0]:g}, not declared as no data; say nodata={suspects[0]:g}, or 'none'",
-            )
-            return
+        if shares := _suspicious(band, quantity, (*band.nodata, *given), logarithm):
+            held = ", ".join(f"{share:.1%} is {value:g}" for value, share in shares.items())
+            said.append(f"{held} in {band.label}")
+            found |= shares
+    if found:
+        values = [*given, *found]
+        one = f"{values[0]:g}" if len(values) == 1 else "[" + ", ".join(f"{value:g}" for value in values) + "]"
+        none = "[" + ", ".join([*(f"{value:g}" for value in given), "'none'"]) + "]" if given else "'none'"
+        questions.ask("nodata", f"{'; '.join(said[:4])}, not declared as no data; say nodata={one}, or {none}")
+
+
+def _hides(
+    band: Band,  # as stored
+) -> bool:  # True if its file's mask hides anything, and so declares what is no data
+    """Tell whether a mask says something."""
+    return band.valid is not None and any(not part.all() for part in _blocks(Band(band.valid, band.label)))
+
+
+def _nodata_by_channel(
+    cube: Mapping[str, list[Band]],  # channel to bands
+    answer: Any,  # as given to open_scene
+) -> dict[str, Any]:  # answer of each channel; a plain zero is not meant for angles and heights
+    """Spread an answer about no data."""
+    said = by_channel(cube, answer)
+    if isinstance(answer, Mapping):
+        return said
+    values, closed = answered_nodata("all channels", answer)
+    beside = [*(value for value in values if value), *(["none"] if closed else [])]
+    return {name: value if name in _measured(cube) else beside or None for name, value in said.items()}
 
 
 def calibrated(
     band: Band,  # as stored
-    nodata: tuple[float, ...],  # further values that are no data
+    nodata: tuple[float, ...],  # further values that are no data, as they are stored
     formula: str | None,  # from digital numbers to backscatter
 ) -> Any:  # (H, W) float32, NaN where there is no data
-    """Mask no data, then apply the formula."""
+    """Mask no data, then apply scale and offset, or the formula."""
     import dask.array as da
 
     xp = np if isinstance(band.values, np.ndarray) else da
-    missing = [v for v in (*band.nodata, *nodata) if not math.isnan(v)]
-    values = parse_formula(formula).apply(band.values) if formula else band.values.astype("float32")
-    return xp.where(xp.isin(band.values, np.asarray(missing)), np.float32(np.nan), values) if missing else values
+    rule, values = parse_formula(formula) if formula else None, band.values
+    if band.packed and (rule is None or rule.of == "scaled"):
+        values = values.astype("float64") * band.scale + band.offset
+    values = (rule.apply(values) if rule else values).astype("float32")
+    missing = as_stored((*band.nodata, *nodata), band.values.dtype)
+    values = xp.where(xp.isin(band.values, missing), np.float32(np.nan), values) if missing.size else values
+    return values if band.valid is None else xp.where(band.valid, values, np.float32(np.nan))
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #ce49ea4d
+def unknown_code(
+    target: Target,  # of classes
+) -> int:  # 255, or the largest code below it that no class has
+    """Choose the code of pixels that nobody knows."""
+    return next(code for code in range(UNKNOWN, -1, -1) if code not in target.classes)
+
+
 def _declared_unknown(
     values: np.ndarray,  # codes, or codes read as floats with NaN for the fill value
     nodata: Sequence[float],  # codes that the file declares as no data
@@ -309,9 +502,9 @@ def _declared_unknown(
     if values.dtype.kind == "f":
         if (values[np.isfinite(values)] % 1).any():
             raise ValueError(f"{target.name}: expected integer codes, got fractions; it is a number, or the wrong file")
-        values = np.where(np.isfinite(values), values, UNKNOWN).astype(np.int32)
+        values = np.where(np.isfinite(values), values, unknown_code(target)).astype(np.int32)
     unknown = [code for code in nodata if code not in target.classes and np.isfinite(code)]
-    values = np.where(np.isin(values, unknown), UNKNOWN, values) if unknown else values
+    values = np.where(np.isin(values, unknown), unknown_code(target), values) if unknown else values
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
     return values.astype(np.uint8) if 0 <= low and high <= UNKNOWN else values
 
@@ -335,17 +528,22 @@ def finish_target(
     target: Target,  # what they are
     nodata: Sequence[float] = (),  # values that the file declares as no data
     recode: Mapping[int, int] | None = None,  # code in the file to code of the target
+    valid: np.ndarray | None = None,  # False where a mask of the file hides the pixel
 ) -> np.ndarray:  # codes, numbers, or 0 and 1 for each tag
     """Bring stored values into the target's codes and units."""
     if target.kind == "number":
         number = values.astype(np.float32)
-        return np.where(np.isin(values, list(nodata)), np.float32(np.nan), number) if nodata else number
+        hidden = np.isin(values, as_stored(nodata, values.dtype)) | (False if valid is None else ~valid)
+        return np.where(hidden, np.float32(np.nan), number)
     if target.kind == "tags":
         return values.astype(np.uint8) if np.isin(values, (0, 1)).all() else values
     codes = values.copy()
     for old, new in (recode or {}).items():
         codes[values == old] = new
-    return _declared_unknown(codes, [code for code in nodata if code not in (recode or {})], target)
+    codes = _declared_unknown(codes, [code for code in nodata if code not in (recode or {})], target)
+    return (
+        codes if valid is None else np.where(valid, codes, unknown_code(target)).astype(np.result_type(codes, np.uint8))
+    )
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #6df58e02
 class Stored(NamedTuple):
@@ -355,6 +553,7 @@ class Stored(NamedTuple):
     nodata: tuple[float, ...]  # values that the file declares as no data
     placed: Placed  # where it lies
     target: Target | None  # what it states to be
+    valid: np.ndarray | None = None  # False where a mask or alpha says that nothing is known
 
 
 def _label_band(
@@ -363,14 +562,16 @@ def _label_band(
 ) -> Stored:
     """Read the one band of a label, or that of its name."""
     raster = read_file(path)
-    named = [band for band in raster.bands if f"'{name}'" in band.label] or raster.bands
+    bands = _without_alpha(raster.bands)
+    named = [band for band in bands if f"'{name}'" in band.label] or bands
     values = np.asarray(named[0].values)
     if not all(np.array_equal(values, np.asarray(band.values)) for band in named[1:]):
-        held = [band.label for band in raster.bands]
+        held = [band.label for band in bands]
         raise ValueError(
             f"{path}: expected one band of codes for {name!r}, got {held} that differ: a picture; save the codes as one band"
         )
-    return Stored(values, tuple(named[0].nodata), _placed(raster, values.shape), None)
+    valid = None if named[0].valid is None else np.asarray(named[0].valid)
+    return Stored(values, tuple(named[0].nodata), _placed(raster, values.shape), None, valid)
 
 
 def _placed(
@@ -404,7 +605,7 @@ def _label_variable(
     group: str | None = None,  # of the file
 ) -> Stored:
     """Read a variable as codes; numbers, and codes that are packed, are decoded."""
-    with open_data(path, group, decoded=False) as data:
+    with open_data(path, group, stored=True) as data:
         variable = rows_first(data[_label_name(data, where, path, own)])
         target = (
             Target.from_attrs(where, variable.attrs) if {"flag_meanings", "target_kind"} & set(variable.attrs) else None
@@ -435,10 +636,10 @@ def _on_scene(
     stored: Stored,  # a label
     scene: Placed | None,  # where the scene lies; not compared when None
     names: tuple[str | Path, str | Path],  # of the label and of the scene, for the message
-) -> np.ndarray:  # its values on the rows and columns of the scene
+) -> tuple[np.ndarray, np.ndarray | None]:  # its values on the rows and columns of the scene, and where they are valid
     """Lay a label on its scene, or refuse it."""
     if scene is None or stored.values.ndim < 2:
-        return stored.values
+        return stored.values, stored.valid
     try:
         rows, columns = turned_onto(scene, stored.placed)
     except ValueError as error:
@@ -450,7 +651,8 @@ def _on_scene(
         warnings.warn(
             f"the label {names[0]} has its {sides} the other way round than {names[1]}; they were turned", stacklevel=4
         )
-    return np.ascontiguousarray(stored.values[::rows, ::columns])
+    turned = lambda image: np.ascontiguousarray(image[::rows, ::columns])
+    return turned(stored.values), None if stored.valid is None else turned(stored.valid)
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #a704e19d
 def read_target(
@@ -475,7 +677,7 @@ def read_target(
             path, name if path is not first else str(where), path is not first, target, group if path is first else None
         )
     target = target or stored.target
-    values = _on_scene(stored, scene, (where, first))
+    values, valid = _on_scene(stored, scene, (where, first))
     if target is None:
         questions.ask(
             "label_meanings",
@@ -483,7 +685,7 @@ def read_target(
         )
         return None
     try:
-        return finish_target(values, target, stored.nodata, recode), target
+        return finish_target(values, target, stored.nodata, recode, valid), target
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -495,11 +697,12 @@ def choose_channels(
 ) -> list[Band]:  # of those channels, in that order
     """Take the channels asked for."""
     held = list(dict.fromkeys(b.channel for b in bands))
-    wanted = [p.lower() for p in channels] if channels else held
+    wanted = [p.lower() for p in channels if p] if channels else held
     missing = [p for p in wanted if p not in held]
     if missing:
         raise ValueError(
-            f"{path} has no {', '.join(map(repr, missing))}; it holds {held}. Choose channels it has, or another scene"
+            f"{path} has no {', '.join(map(repr, missing))}; it holds {held}. Choose channels it has, or another scene."
+            f"{did_you_mean(missing[0], held)}"
         )
     return sorted((b for b in bands if b.channel in wanted), key=lambda b: wanted.index(b.channel))
 
@@ -516,7 +719,9 @@ def _ask_dates(
         chosen = {label.split("'")[1]: name for label in labels[:1]}
         questions.ask("variables", f"{several}; choose one for each channel, e.g. {chosen}")
     else:
-        questions.ask("times", f"{several}; name the date of each")
+        questions.ask(
+            "times", f"{several}; name the date of each, or choose one with variables={{{bands[0].name!r}: {name!r}}}"
+        )
     questions.raise_if_any()
 
 
@@ -553,36 +758,82 @@ def stack_dates(
     return np.stack(arrays) if isinstance(arrays[0], np.ndarray) else da.stack(arrays)
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #b168ce8d
+def _ask_formula(
+    name: str,  # of the channel
+    band: Band,  # as stored
+    formula: Formula | None,  # of the caller
+    questions: Questions,  # to be asked together
+) -> None:
+    """Ask what a formula is to be applied to, or refuse one that cannot be meant."""
+    complex_valued = band.values.dtype.kind == "c"
+    if complex_valued and (formula is None or formula.of != "abs"):
+        how = "'abs(z)**2', 'abs(z)' for the amplitude, or '10*log10(abs(z)**2)'"
+        questions.ask("formula", f"{band.label} holds complex numbers; is its intensity abs(z)**2? Say {how}")
+    elif formula is None:
+        return
+    elif formula.of == "abs" and not complex_valued:
+        raise ValueError(
+            f"{questions.source}: {band.label} holds {band.values.dtype}, not complex; write DN for abs(z)"
+        )
+    elif band.units == "dB" and (formula.logarithm or formula.of == "scaled" or band.values.dtype.kind == "f"):
+        raise ValueError(f"{questions.source}: {name} states decibels, but a formula was given; leave one of them out")
+    elif band.packed and formula.of == "dn":
+        states = f"{band.label} states scale {band.scale:g} and offset {band.offset:g}"
+        questions.ask("formula", f"{states}; write stored or scaled for DN, as in '20*log10(stored)-83'")
+
+
+def _after_formula(
+    band: Band,  # digital numbers
+    formula: Formula | None,  # of the caller
+) -> Band:  # without what the formula changes, and with what it states
+    """Forget the unit of digital numbers, which a formula turns into another."""
+    if formula is None:
+        return band
+    units = "dB" if formula.logarithm or band.units == "dB" else "1" if formula.of == "abs" else None
+    return replace(band, units=units, quantity=None if band.quantity == "digital_number" else band.quantity)
+
+
+def _magnitude(
+    name: str,  # of the channel
+    formula: Formula | None,  # of the caller
+    quantity: str | None,  # answered or stated
+) -> str | None:  # the same, or what the magnitude of a complex number is by definition
+    """Name what |z| and |z|² are."""
+    if formula is None or formula.of != "abs" or formula.logarithm:
+        return quantity
+    powers = set(BACKSCATTER) - {"amplitude", "digital_number"}
+    if formula.power == 1 and quantity in powers:
+        raise ValueError(f"{name}: abs(z) is an amplitude, but {quantity!r} was given; write abs(z)**2")
+    return quantity or ("intensity" if formula.power == 2 else "amplitude")
+
+# %% ../../nbs/10_scenes/06_questions.ipynb #c7290005
 def settle_statements(
     cube: dict[str, list[Band]],  # channel to bands
     units: str | Mapping[str, str] | None,  # answers of the caller, as given to open_scene
     quantity: str | Mapping[str, str] | None,  # as given to open_scene
-    nodata: float | str | Mapping[str, float | str] | None,  # as given to open_scene
+    nodata: Any,  # as given to open_scene
     formula: str | Mapping[str, str] | None,  # as given to open_scene
     questions: Questions,  # to be asked together
-) -> dict[str, dict[str, str]]:  # units and quantity, each by channel
-    """Settle unit, quantity and no data of each channel."""
-    if isinstance(formula, Mapping) and set(formula) != set(cube):
-        raise ValueError(f"expected a formula for each of {list(cube)}, got {list(formula)}; name them all")
-    logarithm = {n: bool(f) and parse_formula(f).logarithm for n in cube for f in [answer_for(n, formula)]}
-    if formula:
-        cube = {n: [_before_formula(b) for b in bands] for n, bands in cube.items()}
-        units = {n: answer_for(n, units) or ("dB" if logarithm[n] else None) for n in cube}
-    said = settle_measures(cube, units, quantity, questions)
+) -> dict[str, dict[str, Any]]:  # units, quantity, nodata and formula, each by channel
+    """Settle unit, quantity, no data and formula of each channel."""
+    if isinstance(formula, Mapping) and (lacking := set(_measured(cube)) - set(formula)):
+        raise ValueError(
+            f"expected a formula for each of {_measured(cube)}, got none for {sorted(lacking)}; name them all"
+        )
+    formulas = by_channel(cube, formula)
+    rules = {n: parse_formula(f) if f else None for n, f in formulas.items()}
     for name, bands in cube.items():
-        answer = answer_for(name, nodata)
-        if answer is not None and answer != "none" and not isinstance(answer, (int, float)):
-            raise ValueError(f"expected a number or 'none' for nodata of {name}, got {answer!r}; say one of these")
-        if answer is None and not logarithm[name]:  # zero has no logarithm: it is no data
-            _ask_nodata(bands, said["quantity"][name], questions)
-    return said
-
-
-def _before_formula(
-    band: Band,  # digital numbers
-) -> Band:  # without what the formula changes
-    """Forget the unit of digital numbers, which a formula turns into another."""
-    return replace(band, units=None, quantity=None if band.quantity == "digital_number" else band.quantity)
+        for band in bands:
+            _ask_formula(name, band, rules[name], questions)
+    unpacked = {n: [_after_formula(b, rules[n]) for b in bands] for n, bands in cube.items()}
+    what = {n: _magnitude(n, rules[n], answer) for n, answer in by_channel(cube, quantity).items()}
+    said = settle_measures(unpacked, by_channel(cube, units), what, questions)
+    missing = _nodata_by_channel(cube, nodata)
+    for name, bands in cube.items():
+        _ask_nodata(
+            bands, said["quantity"][name], missing[name], questions, bool(rules[name] and rules[name].logarithm)
+        )
+    return said | {"nodata": missing, "formula": formulas}
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #9dd1aa72
 def check_same_grid(
