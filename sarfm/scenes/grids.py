@@ -15,8 +15,6 @@ import xarray as xr
 from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError
 
-from .place import grid_steps
-
 # %% ../../nbs/10_scenes/02_grids.ipynb #cb7e5a89
 _STATED = {
     "X": "x",
@@ -255,8 +253,8 @@ def _laid_out(
     lines = [even_line(v) if v.size > 1 else (float(v[0]), 0.0) for v in (y, x)]
     wkt = {} if crs is None else {"crs": crs.to_wkt()}
     if None not in lines and (y.size > 1 or x.size > 1):
-        (top, _), (left, _) = lines
-        dy, dx = (line[1] or step for line, step in zip(lines, grid_steps(y, x), strict=True))
+        (top, dy), (left, dx) = lines
+        dy, dx = dy or -abs(dx), dx or abs(dy)  # square, where there is one row or one column
         return wkt | {"transform": (dx, 0.0, left - dx / 2, 0.0, dy, top - dy / 2)}
     smooth = [abs(np.interp(np.arange(v.size), n := _nodes(v.size), v[n]) - v).max() for v in (y, x)]
     if crs is None or any(off > abs(np.ptp(v)) / max(1, v.size - 1) for off, v in zip(smooth, (y, x), strict=True)):

@@ -175,12 +175,12 @@ def metric_crs(
 
 # %% ../../nbs/10_scenes/02_place.ipynb #b866f287
 def beside(
-    lon: np.ndarray,  # longitudes, in the unit of a full `turn`
+    lon: np.ndarray,  # longitudes, in the unit of a full `circle`
     centre: float,  # of the scale wanted
-    turn: float = 360.0,  # a full circle
-) -> np.ndarray:  # the same places, at most half a turn from `centre`
+    circle: float = 360.0,  # a full circle
+) -> np.ndarray:  # the same places, at most half a circle from `centre`
     """Move longitudes by whole turns to a scale that has its middle elsewhere."""
-    return lon - turn * np.round((lon - centre) / turn)
+    return lon - circle * np.round((lon - centre) / circle)
 
 # %% ../../nbs/10_scenes/02_place.ipynb #f68babd2
 def grid_steps(
@@ -220,8 +220,8 @@ class PixelMap:
             self._tied = TiePoints(np.stack([scene[f"gcp_{k}"].values for k in ("row", "col", "lon", "lat")], axis=-1))
         self._onto = Transformer.from_crs(self._tied.plane if self._tied else own, crs, always_xy=True)
         if own.is_geographic and not self._tied:
-            turn = 2 * np.pi / own.axis_info[0].unit_conversion_factor
-            self._scale = (axes[1][0] + axes[1][-1]) / 2, turn
+            circle = 2 * np.pi / own.axis_info[0].unit_conversion_factor
+            self._scale = (axes[1][0] + axes[1][-1]) / 2, circle
 
     def to_map(
         self,

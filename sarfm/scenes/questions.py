@@ -32,7 +32,7 @@ from sarfm.scenes.channels import (
     did_you_mean,
 )
 from .grids import grid_reference, rows_first
-from .overlay import Placed, turned_onto
+from .overlay import Placed, flips_onto
 from .rasters import FILL_KEYS, IMAGES, open_data, read_file
 from .tags import Band, Formula, Raster, parse_formula, stated_polarisation, stated_time
 
@@ -641,7 +641,7 @@ def _on_scene(
     if scene is None or stored.values.ndim < 2:
         return stored.values, stored.valid
     try:
-        rows, columns = turned_onto(scene, stored.placed)
+        rows, columns = flips_onto(scene, stored.placed)
     except ValueError as error:
         raise ValueError(
             f"the label {names[0]} does not lie on {names[1]}: it is {error}; warp it there first (gdalwarp)"
@@ -651,8 +651,8 @@ def _on_scene(
         warnings.warn(
             f"the label {names[0]} has its {sides} the other way round than {names[1]}; they were turned", stacklevel=4
         )
-    turned = lambda image: np.ascontiguousarray(image[::rows, ::columns])
-    return turned(stored.values), None if stored.valid is None else turned(stored.valid)
+    flipped = lambda image: np.ascontiguousarray(image[::rows, ::columns])
+    return flipped(stored.values), None if stored.valid is None else flipped(stored.valid)
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #a704e19d
 def read_target(
@@ -844,7 +844,7 @@ def check_same_grid(
     grid = _placed(first, first.bands[0].values.shape)
     for other in rasters[1:]:
         try:
-            steps = turned_onto(grid, _placed(other, other.bands[0].values.shape))
+            steps = flips_onto(grid, _placed(other, other.bands[0].values.shape))
             found = "" if steps == (1, 1) else "the other way round"
         except ValueError as error:
             found = str(error)
