@@ -13,11 +13,20 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    ValidationError,
+    model_validator,
+)
 
 from ..io.files import carried, inside
 from ..io.registry import Registry
-from ..scenes.channels import QUANTITIES, Target
+from ..scenes.channels import QUANTITIES, Target, canonical_quantity, canonical_units
 
 # %% ../../nbs/15_datasets/01_entries.ipynb #5b247877
 class _Strict(BaseModel):
@@ -36,7 +45,7 @@ def _stays_inside(
 # %% ../../nbs/15_datasets/01_entries.ipynb #25b55d20
 RelativePath = Annotated[str, AfterValidator(_stays_inside)]
 Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-NoData = float | Literal["none"] | None
+NoData = float | Literal["none"] | list[float | Literal["none"]] | None  # several in a list; "none": no others
 
 # %% ../../nbs/15_datasets/01_entries.ipynb #09bf540e
 class Provider(_Strict):
@@ -76,8 +85,12 @@ class File(_Strict):
 class DescribedChannel(_Strict):
     """Say what a channel measures (STAC `bands`)."""
 
-    units: str  # "dB", "1" (linear), "degree" …: one of those that QUANTITIES lists for the quantity
-    quantity: str | None = None  # a key of QUANTITIES, such as sigma0 or coherence; None where the source doesn't say
+    units: Annotated[
+        str, BeforeValidator(canonical_units)
+    ]  # "dB", "1" (linear), "degree" …: one of those that QUANTITIES lists for the quantity
+    quantity: Annotated[str | None, BeforeValidator(canonical_quantity)] = (
+        None  # a key of QUANTITIES, such as sigma0 or coherence; None where the source doesn't say
+    )
     nodata: NoData = None  # value that stands for nothing; None where the source doesn't say
     description: str | None = None  # how it was made
 
