@@ -571,7 +571,7 @@ def test_words_that_come_near_are_named(tmp_path):
         with pytest.raises(ValueError, match="vx"):
             open_scene(path, **{argument: ["vv", "vx"]}, **SIGMA0)
     with pytest.raises(TypeError, match="mean 'quantity'"):
-        open_scene(path, quantiy="sigma0")
+        open_scene(path, **{"quantiy": "sigma0"})
     with pytest.raises(ValueError, match="mean 'gamma0'"):
         open_scene(path, quantity="gama0")
     scene = open_scene(path, channels="vv", **SIGMA0)
