@@ -570,8 +570,9 @@ def test_words_that_come_near_are_named(tmp_path):
         assert open_scene(path, **{argument: ["vv"]}, **SIGMA0).sar.polarisations == ["vv"]
         with pytest.raises(ValueError, match="vx"):
             open_scene(path, **{argument: ["vv", "vx"]}, **SIGMA0)
-    with pytest.raises(TypeError, match="mean 'quantity'"):
-        open_scene(path, **{"quantiy": "sigma0"})
+    for slip, argument in (("quantiy", "quantity"), ("unit", "units"), ("chunk", "chunks")):
+        with pytest.raises(TypeError, match=f"mean {argument!r}"):
+            open_scene(path, **{slip: "sigma0"})
     with pytest.raises(ValueError, match="mean 'gamma0'"):
         open_scene(path, quantity="gama0")
     scene = open_scene(path, channels="vv", **SIGMA0)
