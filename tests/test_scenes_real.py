@@ -71,7 +71,7 @@ REAL = {
     "ai4arctic scene": Real(
         "sea_ice/ai4arctic_scene_lowres/*.nc", DISPLAY, ("channels", "units", "quantity", "nodata"), ("hh", "hv"), "1", "digital_number", size=(318, 332), valid=0.43
     ),
-    "biomassters": Real("vegetation/biomassters_agb/*.nc", FINLAND, ("variables",), dates=12, size=(32, 32), files=7, valid=0.0),
+    "biomassters": Real("vegetation/biomassters_agb/*.nc", FINLAND, ("variables", "channels", "quantity"), dates=12, size=(32, 32), files=7, valid=0.0),
     "ombria": Real(
         ["flood/ombria_s1/before/*.png", "flood/ombria_s1/after/{}.png"], OMBRIA, ("channels", "units", "quantity", "nodata"), ("vv",), "1", "digital_number",
         dates=2, size=(256, 256), files=694,

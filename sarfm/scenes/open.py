@@ -236,6 +236,17 @@ def _open_saved(
     return scene.chunk({"y": given["chunks"], "x": given["chunks"]}) if given["chunks"] else scene
 
 # %% ../../nbs/10_scenes/07_open.ipynb #9854662f
+def _alike(bands: list[Any]) -> dict[str, list[Any]]:  # by their channels, and what they state where that differs
+    """Put bands together that state the same unit and quantity, if any."""
+    groups: dict[str, list[Any]] = {}
+    for band in bands:
+        groups.setdefault(" ".join(filter(None, (band.quantity, band.units))), []).append(band)
+    names = {said: ", ".join(dict.fromkeys(b.channel for b in group if b.channel)) for said, group in groups.items()}
+    return {
+        f"{names[said]} {said}".strip() if len(groups) > 1 else names[said] or said: groups[said] for said in groups
+    }
+
+
 def _named_bands(
     files: list[tuple[str | None, Any, Path]],  # channel, date and path
     rasters: list[Any],  # each file and what it states
@@ -245,16 +256,18 @@ def _named_bands(
     """Name, choose and sort the bands of all files."""
     answers = {"channels": given["channels"], "bands": given["bands"], "times": given["dates"]}
     named = [b for (p, t, _), r in zip(files, rasters, strict=True) for b in name_bands(r, p, t, answers, questions)]
-    if questions.asked:  # ask everything else as well, at once
+    cube = (
+        {}
+        if questions.asked
+        else sort_bands(choose_channels(named, given["channels"], files[0][2]), questions, given["dates"])
+    )
+    if cube:
+        _ask_unstated(rasters, given, questions)
+    if {"channels", "bands", "times", "variables"} & set(questions.asked):  # ask everything else as well, at once
         keys = ("units", "quantity", "nodata", "formula")
         rest = {k: None if isinstance(given[k], Mapping) else given[k] for k in keys}
-        alike: dict[str, list[Any]] = {}  # bands that state the same unit and quantity, if any
-        for band in named:
-            alike.setdefault(" ".join(filter(None, (band.quantity, band.units))), []).append(band)
-        settle_statements(alike, **rest, questions=questions)
+        settle_statements(_alike(named), **rest, questions=questions)
         questions.raise_if_any()
-    cube = sort_bands(choose_channels(named, given["channels"], files[0][2]), questions, given["dates"])
-    _ask_unstated(rasters, given, questions)
     return cube
 
 

@@ -723,7 +723,6 @@ def _ask_dates(
         questions.ask(
             "times", f"{several}; name the date of each, or choose one with variables={{{bands[0].name!r}: {name!r}}}"
         )
-    questions.raise_if_any()
 
 
 def sort_bands(
@@ -739,6 +738,8 @@ def sort_bands(
     for name, own in dates.items():
         if len(set(own)) < len(own):
             _ask_dates(name, cube[name], questions)
+    if {"times", "variables"} & set(questions.asked):
+        return cube  # what else is open is asked in the same round
     dated = {p: d for p, d in dates.items() if d != ["None"]} or dates
     if any(d != next(iter(dated.values())) for d in dated.values()):
         raise ValueError(f"{questions.source}: expected the same dates in every channel, got {dates}")
