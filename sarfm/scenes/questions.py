@@ -32,6 +32,7 @@ from sarfm.scenes.channels import (
     did_you_mean,
 )
 from .grids import grid_reference, rows_first
+from .heights import to_one_height
 from .overlay import Placed, flips_onto
 from .plausibility import sample
 from .rasters import FILL_KEYS, IMAGES, open_data, read_file
@@ -108,12 +109,24 @@ def check_images(
     )
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #7f408fa2
+def _lowered(
+    raster: Raster,  # a file
+) -> tuple[np.ndarray | None, str]:  # its tie points at one height, and what is to be said of it
+    """Bring tie points on mountains down to the sea."""
+    if raster.tie_points is None or raster.heights_m is None:
+        return raster.tie_points, ""
+    return to_one_height(raster.tie_points, raster.heights_m)
+
+
 def settle_place(
     raster: Raster,  # the first file
     crs: Any,  # as given to open_scene: anything pyproj understands, or None
 ) -> dict[str, Any]:  # crs, transform and gcps, as make_scene takes them
     """Settle where a scene lies."""
-    nowhere = {"crs": None, "transform": None, "gcps": raster.tie_points}
+    points, said = _lowered(raster)
+    if said:
+        warnings.warn(f"{raster.path}: {said}", stacklevel=3)
+    nowhere = {"crs": None, "transform": None, "gcps": points}
     if crs is None:
         if raster.lost:
             warnings.warn(f"{raster.path} has lost its place: {raster.lost}; say crs=… where you know it", stacklevel=3)
@@ -580,7 +593,7 @@ def _placed(
     shape: tuple[int, ...],  # of its images
 ) -> Placed:
     """Take a file's place out of it."""
-    return Placed(tuple(shape[-2:]), raster.crs, raster.transform, raster.tie_points)
+    return Placed(tuple(shape[-2:]), raster.crs, raster.transform, _lowered(raster)[0])
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #febf0f35
 def _label_name(
