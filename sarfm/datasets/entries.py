@@ -8,6 +8,7 @@ __all__ = ['RelativePath', 'Identifier', 'NoData', 'READERS', 'SIMULATORS', 'Pro
            'catalog_names', 'load_entry', 'entry_folder']
 
 # %% ../../nbs/15_datasets/01_entries.ipynb #54304b44
+import difflib
 import os
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, Vali
 
 from ..io.files import carried, inside
 from ..io.registry import Registry
+from ..io.yaml_files import read_yaml
 from ..scenes.channels import QUANTITIES, Target
 
 # %% ../../nbs/15_datasets/01_entries.ipynb #5b247877
@@ -290,8 +292,10 @@ def _entry_path(
     if str(name).endswith((".yaml", ".yml")):
         return Path(name)
     if name not in catalog_names():
+        near = difflib.get_close_matches(str(name), catalog_names(), n=1)
+        hint = f"did you mean {near[0]!r}? The" if near else "the"
         raise ValueError(
-            f"no data set {str(name)!r}; the catalogue holds {catalog_names()}, or pass the path of a YAML file"
+            f"no data set {str(name)!r}; {hint} catalogue holds {catalog_names()}, or pass the path of a YAML file"
         )
     return carried("data_catalogs") / f"{name}.yaml"
 
@@ -300,16 +304,11 @@ def load_entry(
     name: str | Path,  # a name from `catalog_names`, or a YAML file
 ) -> Entry:  # checked
     """Read and check an entry."""
-    import yaml
-
     path = _entry_path(name)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        entry = Entry.model_validate(content)
+        entry = Entry.model_validate(read_yaml(path))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} does not exist; give the path of a catalogue YAML file") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not plain YAML: {error}") from error
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'entry'}: {e['msg']}" for e in error.errors())
         raise ValueError(f"{path} is no valid entry: {wrong}. Compare with data_catalogs/schema.json") from error
