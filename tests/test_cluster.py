@@ -30,7 +30,9 @@ run = open_run("NOTEBOOK", globals())
 progress = run.path / "progress.json"
 done = json.loads(progress.read_text()) if progress.exists() else []
 done.append(os.getpid())
-progress.write_text(json.dumps(done))
+part = progress.with_suffix(".part")
+part.write_text(json.dumps(done))
+os.replace(part, progress)
 while kind == "slow" and len(done) == 1:
     time.sleep(0.1)  # until somebody stops it; a second attempt goes on
 assert kind != "broken", "a cell that fails"
