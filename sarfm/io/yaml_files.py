@@ -43,7 +43,7 @@ def read_yaml(
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no {path}. Give the path of a YAML file")
     try:
-        found = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
+        found = Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except yaml.MarkedYAMLError as error:
         began = "expected ':'" in error.problem  # noticed only on a later line
         mark = error.context_mark if began and error.context_mark else error.problem_mark
