@@ -475,7 +475,7 @@ def test_a_run_that_never_began_does_not_block_its_folder(tmp_path):
 @pytest.mark.parametrize(
     ("notebook", "given", "expected"),
     [
-        ("pretrain", {"data.dataset": "borneoo"}, "did you mean 'borneo'"),
+        ("pretrain", {"data.dataset": "borneoo"}, "Did you mean 'borneo'"),
         ("pretrain", {"data.dataset": "mine.yaml"}, "mine.yaml does not exist"),
         ("pretrain", {"data.folder": "nowhere"}, "there is no folder nowhere"),
         ("pretrain", {"data.dataset": "ombria"}, "with files of ombria"),

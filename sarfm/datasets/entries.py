@@ -8,7 +8,6 @@ __all__ = ['RelativePath', 'Identifier', 'NoData', 'READERS', 'SIMULATORS', 'Pro
            'catalog_names', 'load_entry', 'entry_folder']
 
 # %% ../../nbs/15_datasets/01_entries.ipynb #54304b44
-import difflib
 import os
 import re
 from pathlib import Path
@@ -19,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, Vali
 from ..io.files import carried, inside
 from ..io.registry import Registry
 from ..io.yaml_files import read_yaml
-from ..scenes.channels import QUANTITIES, Target
+from ..scenes.channels import QUANTITIES, Target, did_you_mean
 
 # %% ../../nbs/15_datasets/01_entries.ipynb #5b247877
 class _Strict(BaseModel):
@@ -294,10 +293,9 @@ def _entry_path(
     if str(name).endswith((".yaml", ".yml")):
         return Path(name)
     if name not in catalog_names():
-        near = difflib.get_close_matches(str(name), catalog_names(), n=1)
-        hint = f"did you mean {near[0]!r}? The" if near else "the"
+        near = did_you_mean(name, catalog_names())
         raise ValueError(
-            f"no data set {str(name)!r}; {hint} catalogue holds {catalog_names()}, or pass the path of a YAML file"
+            f"no data set {str(name)!r}.{near} The catalogue holds {catalog_names()}; or pass the path of a YAML file"
         )
     return carried("data_catalogs") / f"{name}.yaml"
 
