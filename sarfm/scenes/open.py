@@ -17,7 +17,8 @@ import xarray as xr
 
 from ..io.files import CorruptData, atomic_path
 from .accessor import SceneAccessor
-from .channels import MEASURED, Target, canonical_quantity, canonical_units, did_you_mean
+from .channels import MEASURED, Target, canonical_quantity, canonical_units, did_you_mean, with_synonyms
+from .plausibility import check_plausible
 from sarfm.scenes.questions import (
     OpenQuestion,
     Questions,
@@ -205,7 +206,10 @@ def _named_bands(
     if questions.asked:  # ask everything else as well, at once
         keys = ("units", "quantity", "nodata", "formula")
         rest = {k: None if isinstance(given[k], Mapping) else given[k] for k in keys}
-        settle_statements({"": named}, **rest, questions=questions)
+        alike: dict[str, list[Any]] = {}  # bands that state the same unit and quantity, if any
+        for band in named:
+            alike.setdefault(" ".join(filter(None, (band.quantity, band.units))), []).append(band)
+        settle_statements(alike, **rest, questions=questions)
         questions.raise_if_any()
     cube = sort_bands(choose_channels(named, given["channels"], files[0][2]), questions, given["dates"])
     _ask_unstated(rasters, given, questions)
@@ -253,6 +257,7 @@ def _calibrated_arrays(
     return arrays
 
 # %% ../../nbs/10_scenes/07_open.ipynb #edba9370
+@with_synonyms(polarisations="channels", polarizations="channels")
 def open_scene(
     source: Any,  # path, list of paths, or dict from channel to path or to a list of paths by date
     *,
@@ -311,4 +316,6 @@ def open_scene(
     at = next(([b.at for b in bands] for bands in cube.values() if bands[0].at is not None), None)
     place |= {f"{along}s": at}
     measures = {key: said[key] for key in ("units", "quantity")}
-    return make_scene(_calibrated_arrays(cube, said), **measures, **place, labels=targets, attrs=provenance)
+    arrays = _calibrated_arrays(cube, said)
+    check_plausible(str(first), arrays, **measures)
+    return make_scene(arrays, **measures, **place, labels=targets, attrs=provenance)

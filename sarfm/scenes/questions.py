@@ -27,6 +27,7 @@ from sarfm.scenes.channels import (
     canonical_units,
     did_you_mean,
 )
+from .plausibility import sample
 from .rasters import open_data, read_file
 from .tags import Band, Formula, Raster, parse_formula, stated_polarisation, stated_time
 
@@ -626,9 +627,27 @@ def _ask_formula(
         )
     elif band.units == "dB" and (formula.logarithm or formula.of == "scaled" or band.values.dtype.kind == "f"):
         raise ValueError(f"{questions.source}: {name} states decibels, but a formula was given; leave one of them out")
+    elif formula.logarithm and band.values.size and _is_negative(band, formula):
+        raise ValueError(
+            f"{questions.source}: {band.label} is mostly negative and has no logarithm; leave formula out if it holds decibels"
+        )
     elif band.packed and formula.of == "dn":
         states = f"{band.label} states scale {band.scale:g} and offset {band.offset:g}"
         questions.ask("formula", f"{states}; write stored or scaled for DN, as in '20*log10(stored)-83'")
+
+
+def _is_negative(
+    band: Band,  # as stored
+    formula: Formula,  # with a logarithm
+) -> bool:  # True if the median of what is observed is below zero
+    """Tell numbers that a logarithm is not meant for: they are decibels already."""
+    pixels = sample(band.values)
+    missing = as_stored((*band.nodata, *SENTINELS), pixels.dtype)
+    pixels = pixels[np.isfinite(pixels) & ~np.isin(pixels, missing)]
+    if pixels.dtype.kind == "c" or not pixels.size:
+        return False
+    median = float(np.median(pixels))
+    return (median * band.scale + band.offset if formula.of == "scaled" else median) < 0
 
 
 def _after_formula(
