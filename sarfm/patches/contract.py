@@ -6,6 +6,7 @@
 __all__ = ['Limits', 'clip_limits', 'streaming_statistics', 'InputContract']
 
 # %% ../../nbs/20_patches/07_contract.ipynb #34769897
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,13 @@ def _problems(
             stated = f"{held[name].variable} is {held[name].quantity}, the model takes {quantity}"
             found.append(f"{stated}; calibrate it to {quantity}")
     spacing = spacing_m(scene)
+    if spacing is None and contract.spacing_m:
+        name = scene.attrs.get("source", "the scene")
+        warnings.warn(
+            f"{name} states neither a place nor a spacing, so nobody can tell whether the model, which takes pixels of "
+            f"{contract.spacing_m:.4g} m, fits; set scene.attrs['spacing_m']",
+            stacklevel=3,
+        )
     if spacing and (finest := contract.spacing_m):
         coarsest = contract.spacing_max_m or finest
         if not finest * (1 - strict_spacing) <= spacing <= coarsest * (1 + strict_spacing):

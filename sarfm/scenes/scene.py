@@ -25,7 +25,7 @@ from sarfm.scenes.channels import (
     canonical_units,
     did_you_mean,
 )
-from .place import grid_lonlat, ground_spacing_m, tie_point_lonlat
+from .place import grid_lonlat, grid_steps, ground_spacing_m, tie_point_lonlat
 from .plausibility import contradictions
 from .tags import check_polarisation, stated_time
 
@@ -383,9 +383,13 @@ def spacing_m(
         from pyproj import CRS
 
         crs = CRS.from_wkt(scene.spatial_ref.attrs["crs_wkt"])
-        if crs.is_projected and scene.sizes["y"] > 1 and scene.sizes["x"] > 1:
-            area = abs(float(scene.y[1] - scene.y[0]) * float(scene.x[1] - scene.x[0]))
-            return float(np.sqrt(area)) * crs.axis_info[0].unit_conversion_factor
+        if max(scene.sizes["y"], scene.sizes["x"]) == 1:
+            return None
+        dy, dx = grid_steps(scene.y.values, scene.x.values)
+        if crs.is_projected:
+            return float(np.sqrt(abs(dy * dx))) * crs.axis_info[0].unit_conversion_factor
+        y, x = (scene[d].values[scene.sizes[d] // 2] + s * np.array([-1, 0, 1]) for d, s in (("y", dy), ("x", dx)))
+        return ground_spacing_m(*grid_lonlat(crs, y, x))
     elif "gcp_row" not in scene.coords:
         stated = scene.attrs.get("spacing_m")
         return None if stated is None else float(stated)

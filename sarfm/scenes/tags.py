@@ -233,6 +233,8 @@ class Raster:
     crs: str | None = None  # WKT
     transform: tuple[float, ...] | None = None  # a, b, c, d, e, f of the affine map from (column, row) to (x, y)
     tie_points: np.ndarray | None = None  # (n, 4): row px, column px, longitude °, latitude °
+    lost: str = ""  # why a place that the file half states isn't known
+    groups: tuple[str, ...] = ()  # of a NetCDF or Zarr file that hold images, where its root has none
     attrs: dict[str, Any] = field(default_factory=dict)  # provenance that the file states
     along: str = "time"  # what `at` of its bands counts, one of time | season
     targets: tuple[str, ...] = ()  # variables that state what is to be learnt from them
