@@ -363,8 +363,8 @@ SENTINELS = (
     -99.0,
     9999.0,
     1e20,
-    float(np.float32(-3.4028235e38)),
-    float(np.float32(9.96921e36)),
+    -3.4028235e38,
+    9.96921e36,
 )
 
 
@@ -429,7 +429,7 @@ def _suspicious(
     found = dict.fromkeys(values, 0)
     for pixels in _blocks(band) if values else ():
         for value in values:
-            found[value] += int(np.count_nonzero(pixels == as_stored([value], dtype)[0]))
+            found[value] += sum(int(np.count_nonzero(pixels == number)) for number in as_stored([value], dtype))
     shares = {value: count / band.values.size for value, count in found.items()}
     return {value: share for value, share in shares.items() if share > (0 if value else 1e-3)}
 
@@ -452,13 +452,13 @@ def _ask_nodata(
             questions.ask("nodata", asked)
             return
         if shares := _suspicious(band, quantity, (*band.nodata, *given), logarithm):
-            held = ", ".join(f"{share:.1%} is {value:g}" for value, share in shares.items())
+            held = ", ".join(f"{share:.1%} is {value:.9g}" for value, share in shares.items())
             said.append(f"{held} in {band.label}")
             found |= shares
     if found:
         values = [*given, *found]
-        one = f"{values[0]:g}" if len(values) == 1 else "[" + ", ".join(f"{value:g}" for value in values) + "]"
-        none = "[" + ", ".join([*(f"{value:g}" for value in given), "'none'"]) + "]" if given else "'none'"
+        one = f"{values[0]:.9g}" if len(values) == 1 else "[" + ", ".join(f"{value:.9g}" for value in values) + "]"
+        none = "[" + ", ".join([*(f"{value:.9g}" for value in given), "'none'"]) + "]" if given else "'none'"
         questions.ask("nodata", f"{'; '.join(said[:4])}, not declared as no data; say nodata={one}, or {none}")
 
 
