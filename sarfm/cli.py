@@ -61,7 +61,7 @@ def command_line() -> argparse.ArgumentParser:  # every command with its options
     sweep.add_argument("--out", required=True, metavar="DIR", help="folder for the runs and the table")
     sweep.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
     sweep.add_argument("--kernel", default="python3", metavar="NAME", help="a Jupyter kernel (default: %(default)s)")
-    _data_commands(commands.add_parser("data", help="list, show, fetch, check and prepare data sets"))
+    _data_commands(commands.add_parser("data", help="list, show, fetch, check and prepare data sets; prepared stores"))
     commands.add_parser("version", help="print version and commit")
     return parser
 
@@ -99,6 +99,11 @@ def _data_commands(parser: argparse.ArgumentParser) -> None:
     cut.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
     cut.add_argument("--folder", metavar="DIR", help="where its files are (default: below SARFM_DATA)")
     cut.add_argument("--cache", metavar="DIR", help="where the store goes (default: prepared below SARFM_DATA)")
+    stores = actions.add_parser("stores", help="where prepared stores lie, how large they are; delete them")
+    stores.add_argument(
+        "--clear", nargs="+", metavar="NAME", help="delete stores of the list, or all; runs cut them again"
+    )
+    stores.add_argument("--cache", metavar="DIR", help="where the stores are (default: prepared below SARFM_DATA)")
 
 
 PREPARE_HELP = "A store that is there is opened, one that was stopped continues. Prints its path and what is in it."
@@ -255,7 +260,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _data(arguments: argparse.Namespace) -> int:
-    """List, show, fetch, check or prepare data sets."""
+    """List, show, fetch, check or prepare data sets, or look after prepared stores."""
     catalog = importlib.import_module("sarfm.datasets.catalog")
     if arguments.action == "list":
         print(catalog.list_table().to_string(index=False))
@@ -265,6 +270,8 @@ def _data(arguments: argparse.Namespace) -> int:
         print(catalog.fetch(arguments.name, arguments.folder))
     elif arguments.action == "prepare":
         _prepare(arguments)
+    elif arguments.action == "stores":
+        _stores(arguments)
     else:
         table = catalog.check(arguments.name, arguments.folder)
         print(table.to_string(index=False))
@@ -285,6 +292,17 @@ def _prepare(arguments: argparse.Namespace) -> None:
         table = kinds.agg(scenes=("scene", "nunique"), patches=("patch", "count"), valid=("valid_fraction", "mean"))
         print(table.round(3).reset_index().to_string(index=False))
     print(store.path)
+
+
+def _stores(arguments: argparse.Namespace) -> None:
+    """List the prepared stores, or delete some."""
+    stores = importlib.import_module("sarfm.patches.stores")
+    if arguments.clear:
+        gone = stores.clear_stores(arguments.clear, arguments.cache)
+        print(f"deleted {len(gone)} stores, {gone['megabytes'].sum():.0f} MB")
+    table = stores.list_stores(arguments.cache)
+    print(table.round(1).to_string(index=False) if len(table) else "no prepared stores")
+    print(f"{table['megabytes'].sum():.0f} MB in {stores.store_folder(arguments.cache)}")
 
 
 def _version(arguments: argparse.Namespace) -> int:

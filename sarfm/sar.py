@@ -68,7 +68,17 @@ def _labelled(
 ) -> xr.DataArray:  # the same numbers, stating their unit
     """Label plain numbers with their unit."""
     unit = units_of(x, units)
-    return (x if isinstance(x, xr.DataArray) else xr.DataArray(np.asarray(x))).assign_attrs(units=unit)
+    given = x if isinstance(x, xr.DataArray) else xr.DataArray(np.asarray(x))
+    return _real(given).assign_attrs(units=unit)
+
+
+def _real(
+    x: xr.DataArray,  # numbers
+) -> xr.DataArray:  # the same, if they are real
+    """Refuse complex numbers: their real part is no backscatter."""
+    if x.dtype.kind == "c":
+        raise UnknownUnit(f"expected real backscatter, got {x.dtype}; take abs(z)**2, the intensity, first")
+    return x
 
 
 def _as_given(
@@ -149,7 +159,7 @@ def db_from_digital_number(
     quantity: str | None = None,  # what the calibrated number is, e.g. "sigma0"
 ) -> xr.DataArray | np.ndarray:  # decibels; NaN where DN is 0
     """Calibrate digital numbers by 20 log10(DN) + offset."""
-    given = dn if isinstance(dn, xr.DataArray) else xr.DataArray(np.asarray(dn))
+    given = _real(dn if isinstance(dn, xr.DataArray) else xr.DataArray(np.asarray(dn)))
     number = given.astype("float32" if given.dtype.itemsize <= 4 else "float64")
     attrs = {k: v for k, v in given.attrs.items() if k != "quantity"} | {"units": "dB"}
     attrs |= {"quantity": quantity} if quantity else {}

@@ -18,8 +18,12 @@ from PIL import Image
 
 from sarfm.datasets.catalog import Scenes, check, entry_files, fetch, list_table, open_dataset, show_entry
 from sarfm.datasets.entries import catalog_names, data_folder, entry_folder, entry_schema, load_entry
+from sarfm.evaluation.unseen import scoreable
 from sarfm.io.download import download
 from sarfm.io.files import CorruptData, StoreLocked, carried, lock, read_json, sha256
+from sarfm.patches.contract import InputContract
+from sarfm.patches.prepare import prepare_store
+from sarfm.patches.splits import Split
 
 CONTENT = random.Random(1).randbytes(300_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -398,9 +402,9 @@ def test_missing_pieces_are_named(pairs, tmp_path):
     (pairs.parent / "after" / "a.png").unlink()
     (pairs.parent / "mask" / "b.png").unlink()
     image(pairs.parent / "mask" / "c.png", np.zeros((4, 4), np.uint8))
-    scenes = open_dataset(pairs)
-    with pytest.raises(FileNotFoundError, match=r"after.*incomplete"):
-        scenes["a"]
+    with pytest.warns(UserWarning, match=r"no file for \['after'\].*'?a\.png'?.*left out"):
+        scenes = open_dataset(pairs)
+    assert "a" not in scenes
     with pytest.raises(FileNotFoundError, match=r"target 'flood'.*b\.png"):
         scenes["b"]
     with pytest.raises(CorruptData, match=r"c\.png, variable 'flood'"):
@@ -409,6 +413,59 @@ def test_missing_pieces_are_named(pairs, tmp_path):
         scenes["z"]
     with pytest.raises(FileNotFoundError, match="Ask me"):
         open_dataset(pairs, tmp_path / "empty")
+
+
+def test_hidden_files_are_no_scenes_and_suffixes_may_be_capitals(pairs):
+    root = pairs.parent
+    for kind in ("before", "after", "mask"):
+        (root / kind / "b.png").rename(root / kind / "b.PNG")
+        (root / kind / "._c.png").write_bytes(b"macOS")
+        (root / kind / ".ipynb_checkpoints").mkdir()
+        (root / kind / ".ipynb_checkpoints/c.png").write_bytes(b"JupyterLab")
+    held = list(open_dataset(pairs))
+    assert "b" in held and not {"._c", ".ipynb_checkpoints/c"} & set(held)
+    assert open_dataset(pairs)["b"].flood.size
+    (root / "before/b.png").write_bytes((root / "before/b.PNG").read_bytes())
+    with pytest.raises(ValueError, match=r"before/b\.PNG and before/b\.png are the same image of scene 'b'"):
+        open_dataset(pairs)
+
+
+def test_linked_subfolders_are_followed_once(pairs):
+    (pairs.parent / "after").rename(pairs.parent / "later")
+    (pairs.parent / "after").symlink_to(pairs.parent / "later")
+    (pairs.parent / "later/back").symlink_to(pairs.parent)
+    assert len(open_dataset(pairs)) > 1
+
+
+def test_a_folder_for_each_event(tmp_path):
+    for event in ("east", "west", "north", "south"):
+        for kind in ("before", "after", "mask"):
+            (tmp_path / event / kind).mkdir(parents=True)
+            for name in ("a", "b"):
+                grey = np.eye(8) if kind == "mask" else np.full((8, 8), 10 * len(event) + ord(name))
+                image(tmp_path / event / kind / f"{name}.png", grey.astype(np.uint8))
+    entry = {
+        "id": "events",
+        "title": "Events",
+        "channels": {"vv": {"units": "1", "quantity": "digital_number", "nodata": 0}},
+    }
+    entry |= {"targets": {"flood": {"classes": {0: {"name": "dry"}, 1: {"name": "wet"}}}}, "split": {"by": "event"}}
+    entry["read"] = {"scenes": "{event}/{time}/{scene}.png", "times": ["before", "after"]}
+    entry["read"]["targets"] = {"flood": "{event}/mask/{scene}.png"}
+    path = tmp_path / "events.yaml"
+    path.write_text(yaml.safe_dump(entry))
+    scenes = open_dataset(path, tmp_path)
+    assert list(scenes) == [f"{event}/{name}" for event in ("east", "north", "south", "west") for name in "ab"]
+    assert int(scenes["south/b"].vv[0, 0, 0]) == 50 + ord("b") and int(scenes["south/b"].flood.sum()) == 8
+    store = prepare_store(path, tmp_path, size=8, stride=8, cache=tmp_path / "cache", progress=False)
+    parts = Split(fractions=(0.5, 0.25, 0.25)).parts(store)
+    of = parts.groupby(store.index["place"].str.partition("/")[0]).unique()
+    assert all(len(part) == 1 for part in of) and parts.value_counts().to_dict() == {"train": 4, "val": 2, "test": 2}
+    (tmp_path / "east/after/a.png").unlink()
+    taken = {"channels": ["vv@0", "vv@1"], "mean": [1, 1], "std": [1, 1], "patch_size": 4, "crop_px": 8}
+    found, refused = scoreable(load_entry(path), tmp_path, InputContract(quantity="digital_number", units="1", **taken))
+    assert len(found) == 7, refused
+    assert refused[["scene", "file"]].values.tolist() == [["east/a", "east/after/a.png"]]
 
 
 @pytest.mark.row(11)

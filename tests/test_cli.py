@@ -134,3 +134,19 @@ def test_scales_that_are_none(scales, capsys):
     with pytest.raises(SystemExit) as refused:
         main(["data", "prepare", "borneo", f"--scales={scales}"])
     assert refused.value.code == 2 and "as 2..10 or 2,5" in capsys.readouterr().err
+
+
+def test_stores_are_listed_and_cleared(tmp_path, capsys):
+    cache = ["--cache", str(tmp_path)]
+    for size in ("24", "48"):
+        assert main(["data", "prepare", "borneo", "--size", size, *cache]) == 0
+    (tmp_path / "of-somebody-else.zarr").mkdir()
+    capsys.readouterr()
+    assert main(["data", "stores", *cache]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("borneo-")]
+    assert len(names) == 2
+    assert main(["data", "stores", "--clear", names[0], *cache]) == 0
+    assert main(["data", "stores", "--clear", "../tests", *cache]) == 2
+    assert "holds no store ../tests" in capsys.readouterr().err
+    assert main(["data", "stores", "--clear", "all", *cache]) == 0
+    assert [path.name for path in tmp_path.glob("*.zarr")] == ["of-somebody-else.zarr"]

@@ -101,7 +101,7 @@ def test_make_split_knows_its_kinds_and_refuses_empty_parts():
     index = an_index(20)
     for kind in ("region", "scene", "block"):
         assert (make_split(index, kind) == "train").any()
-    with pytest.raises(ValueError, match="region, scene, block"):
+    with pytest.raises(ValueError, match="region, scene, event, block"):
         make_split(index, "random")
     with pytest.raises(ValueError, match=r"no patch for \['val'\]"):
         make_split(an_index(), "region", fractions={"train": 0.65, "val": 0.1, "test": 0.25})

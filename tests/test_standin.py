@@ -293,6 +293,24 @@ def test_a_folder_of_other_parameters_is_not_mixed(tmp_path):
         write_standins(tmp_path, 1, 0, 110, progress=False)
 
 
+def test_renamed_files_open_by_the_name_that_they_state_or_say_why_not(tmp_path):
+    raw, ready = write_standins(tmp_path / "made", 1, 0, 120, editions=("raw", "ready"), progress=False)
+    whole = open_ai4arctic(ready)
+    (tmp_path / "own").mkdir()
+    ready.rename(tmp_path / "own/mine.nc")
+    entry = {"id": "own", "title": "Own", "read": {"reader": "ai4arctic", "scenes": "{scene}.nc"}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(entry))
+    scene = open_dataset(tmp_path / "own.yaml", tmp_path / "own")["mine"]
+    assert np.array_equal(scene.hh, whole.hh, equal_nan=True) and scene.attrs["time"] == whole.attrs["time"]
+    with xr.open_dataset(raw) as data:
+        data.load().drop_attrs(deep=False).to_netcdf(tmp_path / "own/other.nc")
+    with pytest.raises(ValueError, match=r"other\.nc is no name of an AI4Arctic file"):
+        open_dataset(tmp_path / "own.yaml", tmp_path / "own")["other"]
+    raw.rename(tmp_path / "own" / raw.name)
+    with pytest.warns(UserWarning, match=r"'mine', 'other'.*left out"):
+        assert len(open_dataset(tmp_path / "own.yaml", tmp_path / "own")) == 1
+
+
 # ---- as a data set -------------------------------------------------------------------------------------------------
 
 FEW = {"with": "ai4arctic", "scenes": 3, "test": 1, "side_px": 100, "seed": 4}

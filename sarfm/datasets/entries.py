@@ -129,33 +129,35 @@ class DefaultSplit(_Strict):
     """Say how a data set is split unless a run says otherwise."""
 
     by: Literal[
-        "region", "scene", "block", "list"
-    ]  # parts of every scene, whole scenes, runs of ids, or published lists
+        "region", "scene", "event", "block", "list"
+    ]  # parts of every scene, whole scenes, whole events, runs of ids, or published lists
     axis: Literal["y", "x"] | None = None  # along which regions lie; None leaves it to the run
     fractions: tuple[float, float, float] | None = None  # of train, val and test; None leaves it to the run
     train_list: str | None = None  # name of the list to learn from; None leaves it to the run
+    lists: dict[str, list[str]] | None = None  # scenes of each list, "val" and "test" among them
+    blocks: int | None = Field(None, ge=1)  # number of runs of ids
+    pattern: str | None = Field(None, pattern="^[Tvt]+$")  # part of each run of ids: T train, v val, t test
     description: str = ""  # what the authors hold out, and whether that can be trusted
 
     @property
     def stated(self) -> dict[str, Any]:  # by name, without the description
         """Give what the entry says, and leave the rest to the run."""
-        said = {name: getattr(self, name) for name in ("by", "axis", "fractions", "train_list")}
-        return {name: value for name, value in said.items() if value is not None}
+        return self.model_dump(exclude={"description"}, exclude_none=True)
 
 # %% ../../nbs/15_datasets/01_entries.ipynb #e40e49cf
 READERS = Registry("sarfm.readers", "reader")
 SIMULATORS = Registry("sarfm.simulators", "simulator")
-_PLACEHOLDERS = {"scene", "channel", "time", "season"}
+_PLACEHOLDERS = {"event", "scene", "channel", "time", "season"}
 
 
 class Read(_Strict):
     """Say how files become Scenes."""
 
-    scenes: RelativePath  # pattern with {scene}, {channel}, {time} or {season}
+    scenes: RelativePath  # pattern with {event}, {scene}, {channel}, {time} or {season}
     reader: str = "files"  # who opens them: a name that an installed package registers
     targets: dict[
         Identifier, RelativePath
-    ] = {}  # target to pattern with {scene}; those in the scene's own file need none
+    ] = {}  # target to pattern with {scene} and perhaps {event}; those in the scene's own file need none
     recode: dict[Identifier, dict[int, int]] = {}  # target to {code in the file: code in the entry}
     formula: str | dict[Identifier, str] | None = None  # from digital numbers to backscatter, e.g. 20*log10(DN)-83
     bands: Literal["channel", "time", "season"] | None = None  # what the bands of a file are

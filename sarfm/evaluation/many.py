@@ -34,11 +34,17 @@ def list_inputs(
     for source in scenes:
         path = Path(source)
         if "+" in source or path.is_file() or path.suffix == ".zarr":
-            found |= _of_files([source.split("+")], answers or {})
+            named = _of_files([source.split("+")], answers or {})
         elif path.is_dir():
-            found |= _of_files([[str(p)] for p in sorted(path.iterdir()) if p.suffix.lower() in IMAGES], answers or {})
+            images = [p for p in sorted(path.iterdir()) if p.suffix.lower() in IMAGES and not p.name.startswith(".")]
+            named = _of_files([[str(p)] for p in images], answers or {})
         else:
-            found |= _of_dataset(source, folder)
+            named = _of_dataset(source, folder)
+        if twice := sorted(found.keys() & named.keys()):
+            raise ValueError(
+                f"two scenes are called {twice[0]!r}, the second in {source}; predict them into two folders"
+            )
+        found |= named
     if not found:
         raise FileNotFoundError(
             f"there is nothing to predict in {list(scenes)}; files end with one of {', '.join(IMAGES)}"
@@ -52,7 +58,12 @@ def _of_files(sources: Sequence[list[str]], answers: Mapping[str, Any]) -> dict[
 
     from sarfm.scenes.open import open_scene
 
-    return {Path(s[0]).stem: partial(open_scene, s if len(s) > 1 else s[0], **answers) for s in sources}
+    named: dict[str, Callable[[], xr.Dataset]] = {}
+    for files in sources:
+        if (name := Path(files[0]).stem) in named:
+            raise ValueError(f"{files[0]}: another file of its folder is called {name!r} too; rename one of them")
+        named[name] = partial(open_scene, files if len(files) > 1 else files[0], **answers)
+    return named
 
 
 def _of_dataset(name: str, folder: str | Path | None) -> dict[str, Callable[[], xr.Dataset]]:
@@ -85,8 +96,9 @@ def predict_many(
             "scene": name,
             "status": "there already" if store.exists() else "done",
             "reason": "",
-            "store": store.name,
+            "store": store.relative_to(out).as_posix(),
         }
+        store.parent.mkdir(parents=True, exist_ok=True)  # of a scene EVENT/SCENE
         try:
             if not store.exists():
                 predict_scene(model, contract, opened(), tiling, classes, probabilities=probabilities, out=store)
@@ -106,4 +118,4 @@ def _write_maps(predicted: xr.Dataset, out: Path, name: str, crs: int | str | No
     for layer, path in paths.items():
         if not path.exists():
             write_cog(predicted, path, crs, layer=layer)
-    return [path.name for path in paths.values()]
+    return [path.relative_to(out).as_posix() for path in paths.values()]

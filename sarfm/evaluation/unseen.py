@@ -19,7 +19,7 @@ import xarray as xr
 
 from ..datasets.catalog import Scenes
 from ..datasets.entries import Entry, entry_folder, load_entry
-from ..datasets.files import find_scenes, scene_files
+from ..datasets.files import find_scenes, scene_files, scene_path, visible_files
 from .counting import count_scene
 from .intervals import score_table
 from .scoring import named_scores
@@ -66,8 +66,8 @@ def other_files(
     folder, (found, outside) = Path(folder), candidates(entry, folder, labels)
     parts = {path for files in found.values() for path in files.values()} | {folder / name for name in outside}
     for label in entry.read.targets.keys() & set(labels):
-        parts |= {folder / entry.read.targets[label].format(scene=scene) for scene in found}
-    rest = (path for path in folder.rglob("*") if path.is_file() and parts.isdisjoint({path, *path.parents}))
+        parts |= {scene_path(folder, entry.read.targets[label], scene) for scene in found}
+    rest = (path for path in visible_files(folder) if path.is_file() and parts.isdisjoint({path, *path.parents}))
     return sorted(path.relative_to(folder).as_posix() for path in rest)
 
 # %% ../../nbs/50_evaluation/06_unseen.ipynb #9aaca236
@@ -175,9 +175,9 @@ def _files(
     read = entry.read
     bands = list(entry.channels) if "{channel}" in read.scenes else [""]
     dated = {"{time}" in read.scenes: read.times, "{season}" in read.scenes: read.seasons}.get(True) or [""]
-    named = lambda t, b: folder / read.scenes.format(scene=name, time=t, season=t, channel=b)
+    named = lambda t, b: scene_path(folder, read.scenes, name, time=t, season=t, channel=b)
     images = [found.get((t, b), named(t, b)) for t in dated for b in bands]
-    masks = [folder / pattern.format(scene=name) for pattern in read.targets.values()]
+    masks = [scene_path(folder, pattern, name) for pattern in read.targets.values()]
     return tuple({path.relative_to(folder).as_posix(): path for path in named} for named in (images, masks))
 
 

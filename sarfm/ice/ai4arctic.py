@@ -294,6 +294,18 @@ def upsample(
 _ATTRIBUTION = "J. Buus-Hinkler et al. (2022), AI4Arctic Sea Ice Challenge Dataset, DTU Data. Contains modified Copernicus Sentinel data"
 
 
+def _stated_name(
+    file: _File,  # what the file holds
+) -> SceneName:  # platform, start, end, service, scene, chart
+    """Read a file's name, or, where it was renamed, the one that it states itself."""
+    try:
+        return parse_name(file.path)
+    except ValueError:
+        if "scene_id" not in file.attrs:
+            raise
+        return parse_name(str(file.attrs["scene_id"]))
+
+
 def _provenance(
     file: _File,  # what the file holds
     edition: str,  # "raw", "ready_to_train" or "display"
@@ -301,7 +313,7 @@ def _provenance(
     """Tell where a scene comes from."""
     path, patch = file.path, "ICE_BINARY" in file.shapes
     try:
-        name = parse_name(path)
+        name = _stated_name(file)
     except ValueError:
         if not patch:
             raise

@@ -6,13 +6,14 @@
 __all__ = ['TRUE_LABELS', 'LEAD', 'attach_true_labels', 'SceneSource', 'scenes', 'open_scene']
 
 # %% ../../nbs/80_ice/05_reader.ipynb #3e20e41e
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import xarray as xr
 
 from ..datasets.entries import Entry
-from ..datasets.files import name_pattern
+from ..datasets.files import name_pattern, visible_files
 from .ai4arctic import open_ai4arctic, parse_name
 from .charts import CHARTS, chart_label
 from ..io.files import CorruptData, inside
@@ -57,13 +58,16 @@ def scenes(
     folder: str | Path,  # where its files are, in any subfolder
 ) -> dict[str, SceneSource]:  # scene to its files, sorted
     """Find the scenes of a data set."""
-    pattern, found = name_pattern(entry), {}
-    for path in sorted(path for path in Path(folder).rglob("*.nc") if pattern.fullmatch(path.name)):
+    pattern, found, other = name_pattern(entry), {}, {}
+    for path in sorted(path for path in visible_files(folder) if pattern.fullmatch(path.name)):
         try:
-            scene = parse_name(path.name).scene
-        except ValueError:  # another file that begins and ends alike
-            continue
-        found.setdefault(scene, []).append(inside(folder, path.relative_to(folder).as_posix()))
+            named, scene = found, parse_name(path.name).scene
+        except ValueError:
+            named, scene = other, path.stem
+        named.setdefault(scene, []).append(inside(folder, path.relative_to(folder).as_posix()))
+    if found and other:
+        warnings.warn(f"{entry.id}: {list(other)} have no names of AI4Arctic files and are left out", stacklevel=2)
+    found = found or other
     return {scene: SceneSource(scene, found[scene]) for scene in sorted(found)}
 
 # %% ../../nbs/80_ice/05_reader.ipynb #8b02c528

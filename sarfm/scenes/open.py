@@ -8,6 +8,7 @@ __all__ = ['save_scene', 'open_scene', 'OpenQuestion', 'SceneAccessor', 'channel
            'time_values']
 
 # %% ../../nbs/10_scenes/07_open.ipynb #f6875a20
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import xarray as xr
 
 from ..io.files import CorruptData, atomic_path
 from .accessor import SceneAccessor
-from .channels import Target
+from .channels import MEASURED, Target, canonical_quantity, canonical_units, did_you_mean
 from sarfm.scenes.questions import (
     OpenQuestion,
     Questions,
     answer_for,
+    answered_nodata,
+    as_stored,
     calibrated,
     check_answers,
     check_same_grid,
@@ -37,6 +40,7 @@ from sarfm.scenes.scene import (
     channel_names,
     channels_of,
     check_scene,
+    date_dimension,
     flag_meanings,
     label_names,
     make_scene,
@@ -44,8 +48,11 @@ from sarfm.scenes.scene import (
     scene_lonlat,
     spacing_m,
     stack_channels,
+    target_variable,
+    targets_of,
     time_values,
 )
+from .tags import stated_time
 
 # %% ../../nbs/10_scenes/07_open.ipynb #25b421ea
 _all_ = ["OpenQuestion", "SceneAccessor", "channel_names", "check_scene", "flag_meanings", "label_names", "make_scene"]
@@ -105,10 +112,11 @@ def _select(
 ) -> xr.Dataset:  # with those that were measured among them
     """Take channels of a saved scene."""
     held = list(dict.fromkeys(channel.variable for channel in channels_of(scene)))
-    wanted = [p.lower() for p in channels] if channels else held
+    wanted = [p.lower() for p in channels if p] if channels else held
     if missing := [p for p in wanted if p not in held]:
         raise ValueError(
-            f"{path} has no {', '.join(map(repr, missing))}; it holds {held}. Choose channels it has, or another scene"
+            f"{path} has no {', '.join(map(repr, missing))}; it holds {held}. Choose channels it has, or another scene."
+            f"{did_you_mean(missing[0], held)}"
         )
     measured = measured_variables(scene)
     rest = scene.drop_vars([*measured, *(n for n in held if n in wanted and n not in measured)])
@@ -119,18 +127,70 @@ def _select(
         .assign_attrs(scene.attrs)
     )
 
-
+# %% ../../nbs/10_scenes/07_open.ipynb #16205faf
 def _agree_with(
     scene: xr.Dataset,  # a saved Scene
     path: Path,  # for the message
-    **answers: Any,  # units and quantity, as given to open_scene
+    given: Mapping[str, Any],  # arguments of open_scene
 ) -> None:
     """Refuse answers that contradict a saved scene."""
-    for channel in channels_of(scene):
-        for key, given in answers.items():
-            answer, stated = answer_for(channel.variable, given), getattr(channel, key)
-            if answer not in (None, stated):
-                raise ValueError(f"{path}: {channel} states {key} {stated!r}, but {answer!r} was given; leave it out")
+    channels = channels_of(scene)
+    check_answers(list(scene.data_vars), **{key: given[key] for key in ("units", "quantity", "nodata", "formula")})
+    canonical = {"units": canonical_units, "quantity": canonical_quantity}
+    for channel, (key, understood) in itertools.product(channels, canonical.items()):
+        answer, stated = understood(answer_for(channel.variable, given[key])), getattr(channel, key)
+        plain = channel.quantity not in MEASURED and not isinstance(given[key], Mapping)
+        if answer not in (None, stated) and not plain:
+            raise ValueError(f"{path}: {channel} states {key} {stated!r}, but {answer!r} was given; leave it out")
+    for channel in channels:
+        values, _ = answered_nodata(channel.variable, answer_for(channel.variable, given["nodata"]))
+        if (found := as_stored(values, scene[channel.variable].dtype)).size and scene[channel.variable].isin(
+            found
+        ).any():
+            raise ValueError(
+                f"{path}: {channel} was saved with values of {values} as data, but nodata={values} was given; "
+                "open its source again, or leave it out"
+            )
+    stated = {"formula": scene.attrs.get("formula"), "bands": date_dimension(scene) or "channel", "variables": None}
+    for key, held in stated.items():
+        if given[key] is not None and str(given[key]) != str(held):
+            raise ValueError(f"{path} was saved with {key} {held!r}, but {given[key]!r} was given; leave it out")
+
+
+def _agree_on_dates(
+    scene: xr.Dataset,  # a saved Scene
+    path: Path,  # for the message
+    given: Mapping[str, Any],  # arguments of open_scene
+) -> None:
+    """Refuse dates or seasons that a saved scene has not."""
+    for key, along in (("times", "time"), ("seasons", "season")):
+        held = list(scene[along].values) if along in scene.dims else []
+        answer = given[key] if given[key] is None else list(time_values(given[key]) if key == "times" else given[key])
+        if answer is not None and list(map(str, answer)) != list(map(str, held)):
+            raise ValueError(f"{path} was saved with {key} {held}, but {answer} was given; leave it out")
+
+# %% ../../nbs/10_scenes/07_open.ipynb #cda82260
+def _open_saved(
+    scene: xr.Dataset,  # a saved Scene
+    path: Path,  # its file
+    channel: str | None,  # what the caller says that the file is
+    given: Mapping[str, Any],  # arguments of open_scene
+) -> xr.Dataset:  # what was asked for of it
+    """Apply answers to a saved scene, or refuse them."""
+    _agree_with(scene, path, given)
+    _agree_on_dates(scene, path, given)
+    scene = _select(scene, given["channels"] or ([channel] if channel else None), path)
+    for name, meaning in (given["label_meanings"] or {}).items():
+        target = meaning if isinstance(meaning, Target) else Target(name, classes=dict(meaning))
+        held = targets_of(scene).get(name)
+        if name not in (given["labels"] or {}) and (held is None or dict(held.classes) != dict(target.classes)):
+            raise ValueError(f"{path} was saved with {name} as {held}, but label_meanings says {target}; leave it out")
+    questions = Questions(str(path))
+    for name, (values, target) in _read_targets(path, (), given, questions).items():
+        scene[name] = target_variable(values, target)
+    questions.raise_if_any()
+    scene = check_scene(scene.assign_attrs(given["attrs"] or {}))
+    return scene.chunk({"y": given["chunks"], "x": given["chunks"]}) if given["chunks"] else scene
 
 # %% ../../nbs/10_scenes/07_open.ipynb #9854662f
 def _named_bands(
@@ -182,15 +242,13 @@ def _read_targets(
 # %% ../../nbs/10_scenes/07_open.ipynb #374f5653
 def _calibrated_arrays(
     cube: dict[str, list[Any]],  # channel to one band per date
-    nodata: Any,  # as given to open_scene
-    formula: Any,  # as given to open_scene
+    said: Mapping[str, Mapping[str, Any]],  # nodata and formula of each channel
 ) -> dict[str, Any]:  # channel to (H, W) or (T, H, W)
     """Mask no data, apply formulas and stack dates."""
     arrays = {}
     for name, bands in cube.items():
-        value = answer_for(name, nodata)
-        missing = () if value in (None, "none") else (float(value),)
-        images = [calibrated(band, missing, answer_for(name, formula)) for band in bands]
+        missing, _ = answered_nodata(name, said["nodata"][name])
+        images = [calibrated(band, missing, said["formula"][name]) for band in bands]
         arrays[name] = stack_dates(images, [band.at for band in bands])
     return arrays
 
@@ -198,19 +256,24 @@ def _calibrated_arrays(
 def open_scene(
     source: Any,  # path, list of paths, or dict from channel to path or to a list of paths by date
     *,
-    channels: Sequence[str]
-    | None = None,  # names of the bands, where the file states none; else those to take, in order
+    channels: str
+    | Sequence[str | None]
+    | None = None,  # names of the bands, where the file states none (None leaves one out); else those to take, in order
     units: str | Mapping[str, str] | None = None,  # "dB", "1" (linear) …; by channel where they differ
     quantity: str | Mapping[str, str] | None = None,  # sigma0, ratio, coherence …; by channel where they differ
     nodata: float
     | str
-    | Mapping[str, float | str]
-    | None = None,  # value that stands for no data, "none" to say that there is none; by channel where they differ
-    formula: str | Mapping[str, str] | None = None,  # e.g. "20*log10(DN)-83"; by channel where they differ
+    | Sequence[float | str]
+    | Mapping[str, Any]
+    | None = None,  # value that stands for no data, as stored, or several; "none" says that there are no (others); by channel where they differ
+    formula: str
+    | Mapping[str, str]
+    | None = None,  # "20*log10(DN)-83", or "abs(z)**2" of complex numbers; by channel where they differ
     bands: str | None = None,  # what the bands of a file are, one of channel | time | season
     times: Sequence[Any] | None = None,  # dates of the files or bands, or names such as "before"
     seasons: Sequence[str] | None = None,  # seasons of the files or bands, instead of dates
-    variables: Mapping[str, str] | None = None,  # NetCDF, Zarr: variable, or variable/band, to channel
+    variables: Mapping[str, str]
+    | None = None,  # variable, variable/band, or description of an image's band, to channel
     labels: Mapping[str, str | Path] | None = None,  # target to file, or to a variable of the file
     label_meanings: Mapping[str, Target | Mapping[int, str]]
     | None = None,  # target to what it is, or to code to meaning
@@ -222,16 +285,19 @@ def open_scene(
         raise ValueError(
             f"expected bands='channel', 'time' or 'season', and times or seasons, got {bands!r}; choose one"
         )
+    channels = [channels] if isinstance(channels, str) else channels
     dates = times if seasons is None else seasons
+    if dates is not None and len({stated_time(str(date)) or str(date) for date in dates}) < len(dates):
+        raise ValueError(f"expected each date once, got {list(dates)}; name each image by a date or word of its own")
     files = lay_out_sources(source, channels, dates, bands)
     first = files[0][2]
-    if len(files) == 1 and (saved := _saved_scene(first)) is not None:
-        _agree_with(saved, first, units=units, quantity=quantity)
-        return _select(saved, channels, first)
-    questions, wanted = Questions(str(first)), [name.lower() for name in channels or ()]
-    rasters = [read_file(path, variables, chunks, wanted) for _, _, path in files]
     given = {"channels": channels, "bands": bands, "dates": dates, "labels": labels, "label_meanings": label_meanings}
     given |= {"units": units, "quantity": quantity, "nodata": nodata, "formula": formula}
+    if len(files) == 1 and (saved := _saved_scene(first)) is not None:
+        given |= {"times": times, "seasons": seasons, "variables": variables, "attrs": attrs, "chunks": chunks}
+        return _open_saved(saved, first, files[0][0], given)
+    questions, wanted = Questions(str(first)), [name.lower() for name in channels or () if name]
+    rasters = [read_file(path, variables, chunks, wanted) for _, _, path in files]
     cube = _named_bands(files, rasters, given, questions)
     check_answers(list(cube), units=units, quantity=quantity, nodata=nodata, formula=formula)
     said = settle_statements(cube, units, quantity, nodata, formula, questions)
@@ -244,4 +310,5 @@ def open_scene(
     along = "season" if seasons is not None or bands == "season" or rasters[0].along == "season" else "time"
     at = next(([b.at for b in bands] for bands in cube.values() if bands[0].at is not None), None)
     place |= {f"{along}s": at}
-    return make_scene(_calibrated_arrays(cube, nodata, formula), **said, **place, labels=targets, attrs=provenance)
+    measures = {key: said[key] for key in ("units", "quantity")}
+    return make_scene(_calibrated_arrays(cube, said), **measures, **place, labels=targets, attrs=provenance)

@@ -11,6 +11,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ import numpy as np
 import xarray as xr
 
 from ..io.files import CorruptData
-from .tags import Band, Raster, stated_channel, stated_measure, stated_polarisation, stated_time
+from sarfm.scenes.tags import (
+    Band,
+    Raster,
+    date_in_name,
+    stated_angle,
+    stated_channel,
+    stated_measure,
+    stated_polarisation,
+    stated_time,
+)
 
 # %% ../../nbs/10_scenes/03_rasters.ipynb #dc38ce77
 LAZY_ABOVE = 64_000_000  # pixels in a file; larger ones are opened as dask arrays
@@ -30,7 +40,8 @@ def _read_pixels(
     path: Path,  # a raster
     index: int,  # band, from 1
     window: tuple[tuple[int, int], tuple[int, int]] | None = None,  # rows and columns; all when None
-) -> np.ndarray:  # (h, w) as stored
+    mask: bool = False,  # read the file's mask of the band instead
+) -> np.ndarray:  # (h, w) as stored; bool, True where valid, of a mask
     """Read pixels of one band, or name the file that is damaged."""
     import rasterio
 
@@ -39,7 +50,7 @@ def _read_pixels(
             warnings.catch_warnings(action="ignore", category=rasterio.errors.NotGeoreferencedWarning),
             rasterio.open(path) as raster,
         ):
-            return raster.read(index, window=window)
+            return raster.read_masks(index, window=window) > 0 if mask else raster.read(index, window=window)
     except rasterio.errors.RasterioError as error:
         found = f"the pixels cannot be read ({error}); the file is damaged or incomplete, fetch it again"
         raise CorruptData.at(path, found, variable=f"band {index}") from error
@@ -48,11 +59,12 @@ def _read_pixels(
 def _read_block(
     path: Path,  # a raster
     index: int,  # band, from 1
+    mask: bool,  # read the file's mask of the band instead
     block_info: dict | None = None,  # filled in by dask
-) -> np.ndarray:  # (h, w) as stored
+) -> np.ndarray:  # (h, w) as stored; bool of a mask
     """Read one dask block of a band."""
     rows, columns = block_info[None]["array-location"]
-    return _read_pixels(path, index, (tuple(map(int, rows)), tuple(map(int, columns))))
+    return _read_pixels(path, index, (tuple(map(int, rows)), tuple(map(int, columns))), mask)
 
 
 def _lazy_pixels(
@@ -61,12 +73,14 @@ def _lazy_pixels(
     shape: tuple[int, int],  # (H, W)
     dtype: str,  # as stored
     chunks: int,  # block side, px
+    mask: bool = False,  # promise the file's mask of the band instead
 ) -> Any:  # dask array (H, W)
     """Promise the pixels of one band, read block by block when they are needed."""
     import dask.array as da
 
-    blocks = da.core.normalize_chunks((chunks, chunks), shape=shape, dtype=dtype)
-    return da.map_blocks(_read_block, path, index, chunks=blocks, dtype=dtype, meta=np.empty((0, 0), dtype))
+    kind = np.dtype(bool if mask else re.sub("complex_int.*", "complex64", dtype))  # GDAL's integers, two to a pixel
+    blocks = da.core.normalize_chunks((chunks, chunks), shape=shape, dtype=kind)
+    return da.map_blocks(_read_block, path, index, mask, chunks=blocks, dtype=kind, meta=np.empty((0, 0), kind))
 
 # %% ../../nbs/10_scenes/03_rasters.ipynb #dd95ce5c
 def _georeference(
@@ -96,17 +110,42 @@ def _band_statement(
     polarisation, quantity = tags.get("polarisation") or tags.get("polarization"), tags.get("quantity")
     unit_text = raster.units[index - 1] or tags.get("units") or raster.tags().get("units")
     names = [description, tags.get("name")]
-    measured = [stated_measure(unit_text, quantity, name) for name in names]
     nodata = raster.nodatavals[index - 1]
-    return {
+    return _named_statement(names, polarisation, quantity, unit_text) | {
         "label": f"band {index}" + (f" {description!r}" if description else ""),
-        "channel": next(filter(None, (stated_channel(name, polarisation, quantity) for name in names)), None),
-        "at": stated_time(description),
-        "units": measured[0][0],
-        "quantity": next(filter(None, (what for _, what in measured)), None),
+        "at": stated_time(description) or date_in_name(description),
         "nodata": () if nodata is None else (float(nodata),),
         "unit_text": unit_text,
+        "name": description or tags.get("name"),
+        "scale": float(raster.scales[index - 1]),
+        "offset": float(raster.offsets[index - 1]),
+        "alpha": raster.colorinterp[index - 1].name == "alpha",
     }
+
+
+def _named_statement(
+    names: Sequence[str | None],  # what the band is called
+    polarisation: str | None,  # a polarisation tag
+    quantity: str | None,  # a quantity tag
+    units: str | None,  # a unit tag
+) -> dict[str, Any]:  # channel, units and quantity of a Band
+    """Understand what a band is called and tagged."""
+    angle = None if quantity else stated_angle(names[0], units)
+    if angle:
+        return {"channel": angle, "units": "degree", "quantity": "incidence_angle"}
+    measured = [stated_measure(units, quantity, name) for name in names]
+    return {
+        "channel": next(filter(None, (stated_channel(name, polarisation, quantity) for name in names)), None),
+        "units": measured[0][0],
+        "quantity": next(filter(None, (what for _, what in measured)), None),
+    }
+
+
+def _has_mask(
+    raster: Any,  # an open rasterio dataset
+) -> bool:  # True for a mask in the file or beside it, and for an alpha band
+    """Tell whether pixels are hidden by more than a no-data value."""
+    return any(flag.name == "per_dataset" for flags in raster.mask_flag_enums for flag in flags)
 
 # %% ../../nbs/10_scenes/03_rasters.ipynb #1c2fc9dd
 def _check_structure(
@@ -148,13 +187,17 @@ def read_raster(
             shape, lazy = raster.shape, chunks or math.prod(raster.shape) * raster.count > LAZY_ABOVE
             statements = [_band_statement(raster, i) for i in raster.indexes]
             attrs = {k: v for k, v in raster.tags().items() if k in _KEPT_TAGS}
-            place, dtypes = _georeference(raster), raster.dtypes
+            place, dtypes, masked = _georeference(raster), raster.dtypes, _has_mask(raster)
     except rasterio.errors.RasterioError as error:
         raise CorruptData.at(path, f"it cannot be opened as an image ({error}); fetch it again") from error
-    bands = []
-    for i, statement in enumerate(statements, start=1):
-        values = _lazy_pixels(path, i, shape, dtypes[i - 1], chunks or 2048) if lazy else _read_pixels(path, i)
-        bands.append(Band(values, **statement))
+
+    def pixels(index: int, mask: bool = False) -> Any:
+        if lazy:
+            return _lazy_pixels(path, index, shape, dtypes[index - 1], chunks or 2048, mask)
+        return _read_pixels(path, index, mask=mask)
+
+    valid = pixels(1, mask=True) if masked and not statements[0]["alpha"] else None
+    bands = [Band(pixels(i), valid=None if s["alpha"] else valid, **s) for i, s in enumerate(statements, start=1)]
     return Raster(path, bands, attrs=attrs, **place)
 
 # %% ../../nbs/10_scenes/03_rasters.ipynb #f0fce8e9
@@ -164,13 +207,14 @@ _DATA_ERRORS = (OSError, RuntimeError, KeyError, EOFError)  # what HDF5, NetCDF 
 
 def open_data(
     path: str | Path,  # NetCDF file or Zarr folder
-) -> xr.Dataset:  # lazy, with fill values and scale factors decoded
+    stored: bool = False,  # leave values as they are stored, with fill value, scale and offset as attributes
+) -> xr.Dataset:  # lazy, with fill values and scale factors decoded unless `stored`
     """Open a NetCDF file or Zarr store, or name the one that is damaged."""
-    path = Path(path)
+    path, how = Path(path), {"decode_coords": "all", "mask_and_scale": not stored}
     try:
         if path.is_dir():
-            return xr.open_zarr(path, chunks=None, decode_coords="all", consolidated=False)
-        return xr.open_dataset(path, engine="netcdf4", decode_coords="all")
+            return xr.open_zarr(path, chunks=None, consolidated=False, **how)
+        return xr.open_dataset(path, engine="netcdf4", auto_complex=True, **how)
     except (*_DATA_ERRORS, ValueError, TypeError) as error:
         raise CorruptData.at(path, f"it cannot be opened as NetCDF or Zarr ({error}); fetch it again") from error
 
@@ -241,23 +285,28 @@ def _load(
 def _variable_bands(
     path: Path,  # for messages
     name: str,  # variable, or variable/band
-    image: xr.DataArray,  # (H, W) or (time, H, W)
+    image: xr.DataArray,  # (H, W) or (time, H, W), as stored
     channel: str | None,  # what the caller says it is
     chunks: int | None,  # block side of dask arrays, px
 ) -> list[Band]:  # one per date
     """Turn one variable into bands with the file's statements."""
     said = image.attrs
     units, quantity = stated_measure(said.get("units"), said.get("quantity"), said.get("standard_name") or name)
-    fills = [image.encoding.get(k, said.get(k)) for k in _FILL_KEYS]
-    nodata = tuple(float(f) for f in fills if f is not None and re.fullmatch(r"[-+.\deE]+|nan|NaN", str(f)))
+    fills = [fill for key in _FILL_KEYS for fill in np.atleast_1d(said.get(key, []))]
     statement = {
         "channel": channel or _stated_channel(name, image),
         "units": units,
         "quantity": quantity,
-        "nodata": nodata,
+        "nodata": tuple(float(f) for f in fills if re.fullmatch(r"[-+.\deE]+|nan|NaN", str(f))),
         "unit_text": said.get("units"),
+        "name": name,
+        "scale": float(said.get("scale_factor", 1)),
+        "offset": float(said.get("add_offset", 0)),
     }
     values = _load(path, name, image, chunks)
+    if said.get("_Unsigned") == "true":  # NetCDF 3 has no unsigned numbers
+        values = values.view(f"u{values.dtype.itemsize}")
+        statement["nodata"] = tuple(f % 2 ** (8 * values.dtype.itemsize) for f in statement["nodata"])
     if values.ndim == 2:
         return [Band(values, f"variable {name!r}", **statement)]
     dates = image[image.dims[0]].values if image.dims[0] in image.coords else [None] * len(values)
@@ -289,7 +338,7 @@ def _all_images(
     images = {}
     for name, variable in data.data_vars.items():
         placed = str(variable.attrs.get("units", "")).startswith("degrees_")
-        if variable.ndim >= 2 and variable.dtype.kind in "iufb" and not placed and not _is_target(variable):
+        if variable.ndim >= 2 and variable.dtype.kind in "iufbc" and not placed and not _is_target(variable):
             images |= {n: v for n, v in _images(str(name), variable).items() if v.ndim in (2, 3)}
     return images
 
@@ -316,11 +365,27 @@ def read_data(
         place["along"] = "season" if any("season" in images[n].dims[:-2] for n in chosen) else "time"
         place["targets"] = tuple(str(n) for n, v in data.data_vars.items() if _is_target(v))
         place["unstated"] = () if variables else tuple(n for n in images if n not in chosen)
-        bands = [b for n, p in chosen.items() for b in _variable_bands(path, n, images[n], p and p.lower(), chunks)]
+        with open_data(path, stored=True) as raw:
+            stored = _all_images(raw)
+            bands = [b for n, p in chosen.items() for b in _variable_bands(path, n, stored[n], p and p.lower(), chunks)]
         attrs = {k: v for k, v in data.attrs.items() if k in _KEPT_TAGS and isinstance(v, str)}
     if not bands:
         bands = [Band(np.empty((0, 0)), f"variable {n!r}", unit_text=a.attrs.get("units")) for n, a in images.items()]
     return Raster(path, bands, attrs=attrs, **place)
+
+# %% ../../nbs/10_scenes/03_rasters.ipynb #8c393ea6
+def _only(
+    raster: Raster,  # an image file
+    variables: Mapping[str, str] | None,  # description of a band to the channel it is
+) -> Raster:  # with those bands; all when None
+    """Take the bands of an image that the caller names by their descriptions."""
+    if variables is None:
+        return raster
+    held = [band.name for band in raster.bands]
+    if missing := [name for name in variables if name not in held]:
+        raise ValueError(f"{raster.path} has no band {missing}; it holds {held}. Name one of those in variables=")
+    bands = [replace(b, channel=variables[b.name].lower()) for b in raster.bands if b.name in variables]
+    return replace(raster, bands=bands)
 
 # %% ../../nbs/10_scenes/03_rasters.ipynb #54ea6ba5
 IMAGES, ARRAYS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".vrt"), (".nc", ".nc4", ".h5", ".zarr")
@@ -328,7 +393,7 @@ IMAGES, ARRAYS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".vrt"), (".nc", ".n
 
 def read_file(
     path: str | Path,  # any supported file
-    variables: Mapping[str, str] | None = None,  # NetCDF and Zarr: variable to channel
+    variables: Mapping[str, str] | None = None,  # variable, or description of a band, to the channel it is
     chunks: int | None = None,  # block side of dask arrays, px
     channels: Sequence[str] = (),  # NetCDF and Zarr: variables to take although they state nothing
 ) -> Raster:  # bands and statements
@@ -339,7 +404,7 @@ def read_file(
             f"there is no file {path}; check the path, or fetch the data set with `sarfm data fetch`"
         )
     if path.suffix.lower() in IMAGES:
-        return read_raster(path, chunks)
+        return _only(read_raster(path, chunks), variables)
     if path.suffix.lower() in ARRAYS or (
         path.is_dir() and ((path / "zarr.json").exists() or (path / ".zgroup").exists())
     ):

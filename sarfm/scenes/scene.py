@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .channels import MEASURED, Channel, Target
+from .channels import MEASURED, Channel, Target, canonical_quantity, canonical_units, did_you_mean
 from .place import grid_lonlat, ground_spacing_m, tie_point_lonlat
 from .tags import stated_time
 
@@ -42,17 +42,21 @@ def channels_of(
 # %% ../../nbs/10_scenes/04_scene.ipynb #6618a932
 def find_channels(
     scene: xr.Dataset,  # a Scene
-    wanted: Sequence[str | Channel]
+    wanted: str
+    | Channel
+    | Sequence[str | Channel]
     | None = None,  # texts such as "vv@winter", or channels; all that were measured when None
 ) -> list[Channel]:  # in the order wanted
     """Find channels of a scene, in the order asked for."""
     held, source = {str(channel): channel for channel in channels_of(scene)}, scene.attrs.get("source", "the scene")
     if wanted is None:
         wanted = [text for text, channel in held.items() if channel.quantity in MEASURED] or list(held)
+    wanted = [wanted] if isinstance(wanted, (str, Channel)) else wanted
     missing = [str(channel) for channel in wanted if str(channel) not in held]
     if missing or not wanted:
         raise ValueError(
-            f"{source} has no {', '.join(map(repr, missing or ['channel']))}; it holds {list(held)}. Choose channels it has, or another scene"
+            f"{source} has no {', '.join(map(repr, missing or ['channel']))}; it holds {list(held)}. Choose channels it has, or another scene."
+            f"{did_you_mean(missing[0], held) if missing else ''}"
         )
     for channel in wanted:
         if isinstance(channel, Channel) and channel != held[str(channel)]:
@@ -76,7 +80,10 @@ def _layer(
 
 def stack_channels(
     scene: xr.Dataset,  # a Scene
-    channels: Sequence[str | Channel] | None = None,  # in the order wanted; all that were measured when None
+    channels: str
+    | Channel
+    | Sequence[str | Channel]
+    | None = None,  # in the order wanted; all that were measured when None
 ) -> xr.DataArray:  # (channel, y, x) float32, NaN where not valid
     """Stack channels for a model, in the order asked for."""
     chosen = find_channels(scene, channels)
@@ -250,6 +257,9 @@ def make_scene(
     scene = xr.Dataset(coords=coords, attrs=dict(attrs or {}))
     for name, values in bands.items():
         unit, what = (v[name] if isinstance(v, Mapping) else v for v in (units, quantity))
+        unit, what = canonical_units(unit), canonical_quantity(what)
+        if np.issubdtype(values.dtype, np.complexfloating):
+            raise ValueError(f"{name} is {values.dtype}, expected real numbers; pass abs(z)**2, its intensity")
         band = xr.DataArray(values, dims=(along, "y", "x") if np.ndim(values) == 3 else ("y", "x"))
         band = band if nodata is None else band.where(band != nodata)
         stated = {"units": unit, "quantity": what, "long_name": f"{name.upper()} {what.replace('_', ' ')}"}

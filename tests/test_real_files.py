@@ -1,0 +1,431 @@
+"""Situations that people who work with radar files met: the right number, or a question that has an answer."""
+
+import numpy as np
+import pytest
+import rasterio
+import xarray as xr
+from PIL import Image
+from rasterio.transform import from_origin
+
+from sarfm import sar
+from sarfm.datasets.catalog import open_dataset
+from sarfm.scenes.open import OpenQuestion, make_scene, open_scene, save_scene
+
+H = W = 64
+DB = np.random.default_rng(0).normal(-12, 2, (H, W)).astype("float32")
+SIGMA0 = {"quantity": "sigma0"}
+COMPLEX = (np.random.default_rng(1).normal(size=(2, H, W)) * [[[3]], [[5]]]).astype("float32")
+COMPLEX = (COMPLEX[0] + 1j * COMPLEX[1]).astype("complex64")
+
+
+def tif(path, bands, names=(), units=None, scale=None, mask=None, alpha=False, **profile):
+    """Write a GeoTIFF as somebody else would."""
+    bands = np.asarray(bands)
+    bands = bands[None] if bands.ndim == 2 else bands
+    place = {"crs": "EPSG:32633", "transform": from_origin(5e5, 6e6, 10, 10), "dtype": bands.dtype}
+    shape = {"count": len(bands), "height": bands.shape[1], "width": bands.shape[2]}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", **({"driver": "GTiff"} | place | shape | profile)) as out,
+    ):
+        out.write(bands)
+        for index, name in enumerate(names, start=1):
+            out.set_band_description(index, name)
+        if units:
+            out.units = [units] * len(bands)
+        if scale:
+            out.scales, out.offsets = ([s[k] for s in scale] for k in (0, 1))
+        if mask is not None:
+            out.write_mask(mask)
+    return path
+
+
+def asked(call, *arguments, **answers):
+    """Expect a question; tell which argument answers it, and what it says."""
+    with pytest.raises(OpenQuestion) as caught:
+        call(*arguments, **answers)
+    lines = str(caught.value).splitlines()[1:]
+    return {line.split("=")[0].strip(): line for line in lines}
+
+
+def entry(folder, pattern, channels, **read):
+    """Write an entry of one's own beside files."""
+    import yaml
+
+    told = {"id": "mine", "title": "Mine", "channels": channels, "read": {"scenes": pattern} | read}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(told))
+    return folder / "mine.yaml"
+
+
+# ---- scale and offset ----------------------------------------------------------------------------------------------
+
+PACKED = np.round((DB + 30) / 0.2).clip(0, 254).astype("uint8")
+
+
+@pytest.mark.parametrize("chunks", [None, 16])
+def test_scale_and_offset_of_a_geotiff(tmp_path, chunks):
+    holes = PACKED.copy()
+    holes[:16] = 255
+    path = tif(tmp_path / "a.tif", holes, ["VV"], "dB", [(0.2, -30)], nodata=255)
+    scene = open_scene(path, chunks=chunks, **SIGMA0)
+    assert np.abs(scene.vv[16:] - DB[16:]).max() < 0.11 and scene.sar.valid_fraction == 0.75
+
+
+def test_each_band_has_its_own_scale(tmp_path):
+    other = np.round((DB - 7 + 40) / 0.01).astype("uint16")
+    bands = np.stack([np.round((DB + 30) / 0.001).astype("uint16"), other])
+    path = tif(tmp_path / "a.tif", bands, ["VV", "VH"], "dB", [(0.001, -30), (0.01, -40)], nodata=0)
+    scene = open_scene(path, **SIGMA0)
+    assert np.abs(scene.vv - DB).max() < 0.002 and np.abs(scene.vh - (DB - 7)).max() < 0.01
+
+
+def test_scale_and_offset_of_a_virtual_raster_and_of_an_entry(tmp_path):
+    path = tif(tmp_path / "a.tif", PACKED, ["VV"], "dB", [(0.2, -30)], nodata=255)
+    vrt = tmp_path / "a.vrt"
+    rasterio.shutil.copy(path, vrt, driver="VRT")
+    assert np.abs(open_scene(vrt, **SIGMA0).vv - DB).max() < 0.11
+    mine = entry(tmp_path, "{scene}.tif", {"vv": {"units": "dB", "quantity": "sigma0"}})
+    assert np.abs(open_dataset(mine, tmp_path)["a"].vv - DB).max() < 0.11
+
+
+def test_scale_of_a_netcdf_variable_does_not_meet_its_fill_value(tmp_path):
+    """Stored 0 is the fill value, and stored 150 is a legal 0 dB."""
+    values = np.where(np.arange(W) < 8, np.nan, np.where(np.arange(W) < 16, 0.0, DB))
+    data = xr.Dataset({"vv": (("y", "x"), values, {"units": "dB", "quantity": "sigma0"})})
+    packing = {"dtype": "uint8", "scale_factor": 0.2, "add_offset": -30.0, "_FillValue": 0}
+    data.to_netcdf(tmp_path / "a.nc", encoding={"vv": packing})
+    scene = open_scene(tmp_path / "a.nc")
+    assert scene.sar.valid_fraction == 7 / 8 and np.abs(scene.vv[:, 8:16]).max() < 1e-5
+
+
+def test_a_formula_with_a_scale_is_a_question(tmp_path):
+    dn = np.round(10 ** ((DB + 83) / 20)).astype("uint16")
+    path = tif(tmp_path / "a.tif", dn, ["VV"], None, [(2.0, 0)], nodata=0)
+    assert list(asked(open_scene, path, formula="20*log10(DN)-83", **SIGMA0)) == ["formula"]
+    stored = open_scene(path, formula="20*log10(stored)-83", **SIGMA0)
+    scaled = open_scene(path, formula="20*log10(scaled)-83", **SIGMA0)
+    assert np.abs(stored.vv - DB).max() < 0.1 and np.allclose(scaled.vv - stored.vv, 20 * np.log10(2), atol=1e-4)
+
+
+def test_labels_are_not_scaled(tmp_path):
+    codes = np.repeat(np.uint8([[1, 2]]), H, axis=0).repeat(W // 2, axis=1)
+    tif(tmp_path / "l.tif", codes, scale=[(0.5, 10)])
+    path = tif(tmp_path / "a.tif", DB, ["VV"], "dB")
+    meanings = {"ice": {1: "water", 2: "ice"}}
+    scene = open_scene(path, labels={"ice": tmp_path / "l.tif"}, label_meanings=meanings, **SIGMA0)
+    assert np.array_equal(scene.ice, codes)
+
+
+# ---- complex numbers -----------------------------------------------------------------------------------------------
+
+
+def complex_file(folder, kind):
+    """Write a single-look complex image."""
+    if kind in ("complex64", "complex_int16"):
+        return tif(folder / "a.tif", np.round(COMPLEX), ["VV"], dtype=kind)
+    data = xr.Dataset({"vv": (("y", "x"), np.round(COMPLEX))})
+    if kind == "netcdf":
+        data.to_netcdf(folder / "a.nc", engine="netcdf4", auto_complex=True)
+        return folder / "a.nc"
+    data.to_zarr(folder / "a.zarr", zarr_format=int(kind[-1]), consolidated=False)
+    return folder / "a.zarr"
+
+
+@pytest.mark.parametrize("kind", ["complex64", "complex_int16", "zarr 2", "zarr 3", "netcdf"])
+@pytest.mark.parametrize("chunks", [None, 32])
+def test_complex_numbers_are_a_question(tmp_path, kind, chunks):
+    path = complex_file(tmp_path, kind)
+    for answers in ({}, {"units": "1", "quantity": "intensity"}, {"formula": "20*log10(DN)-83"}):
+        assert "abs(z)" in asked(open_scene, path, chunks=chunks, **answers)["formula"]
+    scene = open_scene(path, formula="abs(z)**2", chunks=chunks, nodata="none")
+    assert np.allclose(scene.vv, np.abs(np.round(COMPLEX)) ** 2) and scene.vv.quantity == "intensity"
+    decibels = open_scene(path, formula="10*log10(abs(z)**2)-83", chunks=chunks, nodata="none", **SIGMA0)
+    assert np.nanmax(np.abs(decibels.vv - (scene.sar.to_db().vv - 83))) < 1e-3
+
+
+def test_an_amplitude_is_no_intensity(tmp_path):
+    path = complex_file(tmp_path, "complex64")
+    with pytest.raises(ValueError, match="abs"):
+        open_scene(path, formula="abs(z)", quantity="intensity")
+    assert open_scene(path, formula="abs(z)", nodata="none").vv.quantity == "amplitude"
+
+
+def test_arithmetic_and_scenes_refuse_complex_numbers():
+    for function in (sar.to_db, sar.to_power, sar.to_amplitude, sar.mean_power, sar.equivalent_number_of_looks):
+        with pytest.raises(ValueError, match="complex"):
+            function(COMPLEX, units="1")
+    with pytest.raises(ValueError, match="complex"):
+        sar.db_from_digital_number(COMPLEX)
+    with pytest.raises(ValueError, match="complex"):
+        make_scene({"vv": COMPLEX}, units="1", quantity="intensity")
+
+
+def test_real_and_imaginary_parts_are_no_polarisation(tmp_path):
+    path = tif(tmp_path / "a.tif", np.stack([COMPLEX.real, COMPLEX.imag]), ["i_VV", "q_VV"])
+    assert "channels" in asked(open_scene, path, units="1", quantity="intensity", nodata="none")
+
+
+# ---- no data that float32 rounds -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [-99.99, 1e20, -999.9, -3.4028235e38])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_no_data_value_that_float32_rounds(tmp_path, value, dtype):
+    holes = DB.astype(dtype)
+    holes[:16] = np.float32(value)
+    path = tif(tmp_path / "a.tif", holes, ["VV"], "dB")
+    for chunks in (None, 32):
+        assert open_scene(path, nodata=value, chunks=chunks, **SIGMA0).sar.valid_fraction == 0.75
+    mine = entry(tmp_path, "{scene}.tif", {"vv": {"units": "dB", "quantity": "sigma0", "nodata": value}})
+    assert open_dataset(mine, tmp_path)["a"].sar.valid_fraction == 0.75
+
+
+@pytest.mark.parametrize("key", ["missing_value", "variable_fill_value", "nodata", "_FillValue"])
+def test_a_rounded_no_data_attribute(tmp_path, key):
+    holes = DB.copy()
+    holes[:16] = 1e20
+    stated = {"units": "dB", "quantity": "sigma0", key: np.float32(1e20) if key == "_FillValue" else 1e20}
+    data = xr.Dataset({"vv": (("y", "x"), holes, stated)})
+    data.to_zarr(tmp_path / "a.zarr", consolidated=False, zarr_format=2)
+    assert open_scene(tmp_path / "a.zarr").sar.valid_fraction == 0.75
+    if key != "_FillValue":
+        data.to_netcdf(tmp_path / "a.nc", encoding={"vv": {"_FillValue": None}})
+        assert open_scene(tmp_path / "a.nc").sar.valid_fraction == 0.75
+
+
+def test_a_number_that_a_band_cannot_hold_is_no_other_number(tmp_path):
+    path = tif(tmp_path / "a.tif", np.uint8([[1, 241]]).repeat(H, 0).repeat(W, 1), ["VV"])
+    scene = open_scene(path, units="1", quantity="digital_number", nodata=-9999 % 65536 - 256)
+    assert scene.sar.valid_fraction == 1  # -9999 as uint8 would be 241
+
+
+# ---- several values that nobody declared ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunks", [None, 16])
+def test_two_sentinels_are_asked_about_until_none_is_left(tmp_path, chunks):
+    holes = DB.copy()
+    holes[:16], holes[-16:] = -9999, 0
+    path = tif(tmp_path / "a.tif", holes, ["VV"], "dB")
+    first = asked(open_scene, path, chunks=chunks, **SIGMA0)["nodata"]
+    assert "-9999" in first and "25.0% is 0" in first and "nodata=[-9999, 0]" in first
+    assert "nodata=[-9999, 0]" in asked(open_scene, path, nodata=-9999, chunks=chunks, **SIGMA0)["nodata"]
+    assert open_scene(path, nodata=[-9999, 0], chunks=chunks, **SIGMA0).sar.valid_fraction == 0.5
+    assert open_scene(path, nodata=[-9999, "none"], chunks=chunks, **SIGMA0).sar.valid_fraction == 0.75
+
+
+def test_every_band_is_looked_at(tmp_path):
+    vv, vh = DB.copy(), DB - 7
+    vv[:16], vh[-16:] = -9999, -32768
+    path = tif(tmp_path / "a.tif", np.stack([vv, vh]), ["VV", "VH"], "dB")
+    assert "-32768" in asked(open_scene, path, nodata=-9999, **SIGMA0)["nodata"]
+    scene = open_scene(path, nodata={"vv": -9999, "vh": -32768}, **SIGMA0)
+    assert scene.sar.valid_fraction == 0.5
+
+
+def test_what_is_declared_is_not_asked_about(tmp_path):
+    holes = DB.copy()
+    holes[:16] = -9999
+    path = tif(tmp_path / "a.tif", holes, ["VV"], "dB", nodata=-9999)
+    assert open_scene(path, **SIGMA0).sar.valid_fraction == 0.75
+    holes[-16:] = 0
+    path = tif(tmp_path / "b.tif", holes, ["VV"], "dB", nodata=-9999)
+    assert "nodata" in asked(open_scene, path, **SIGMA0)
+    assert open_scene(path, nodata=0, **SIGMA0).sar.valid_fraction == 0.5
+
+
+def test_a_packed_sentinel_is_a_legal_number(tmp_path):
+    stored = np.round(DB * 100).astype("int16")
+    stored[:16] = -999
+    path = tif(tmp_path / "a.tif", stored, ["VV"], "dB", [(0.01, 0)], nodata=-32768)
+    scene = open_scene(path, **SIGMA0)
+    assert scene.sar.valid_fraction == 1 and np.allclose(scene.vv[:16], -9.99)
+    stored[:16] = -32768
+    path = tif(tmp_path / "b.tif", stored, ["VV"], "dB", [(0.01, 0)], nodata=-1)
+    assert "-32768" in asked(open_scene, path, **SIGMA0)["nodata"]
+
+
+# ---- bands beside backscatter, dates in names ----------------------------------------------------------------------
+
+EXPORT = np.stack([DB, DB - 7, DB * 0 + 38])
+
+
+def test_an_export_of_vv_vh_and_angle(tmp_path):
+    path = tif(tmp_path / "a.tif", EXPORT, ["VV", "VH", "angle"])
+    scene = open_scene(path, channels=["vv", "vh"], units="dB", **SIGMA0)
+    assert list(scene.data_vars) == ["vv", "vh", "valid"] and np.array_equal(scene.vh, DB - 7)
+    scene = open_scene(path, units="dB", **SIGMA0)
+    assert (scene["angle"].quantity, scene["angle"].units) == ("incidence_angle", "degree")
+    assert scene.sar.polarisations == ["vv", "vh"] and np.allclose(scene["angle"], 38)
+    mine = entry(tmp_path, "{scene}.tif", {p: {"units": "dB", "quantity": "sigma0"} for p in ("vv", "vh")})
+    assert np.array_equal(open_dataset(mine, tmp_path)["a"].vh, DB - 7)
+
+
+@pytest.mark.parametrize("extra", ["ratio", "noise", None])
+def test_a_band_that_states_nothing_is_left_out_or_kept(tmp_path, extra):
+    path = tif(tmp_path / "a.tif", EXPORT, ["VV", "VH", extra] if extra else ["VV", "VH"])
+    answers = {"units": "dB", **SIGMA0}
+    assert "['vv', 'vh']" in asked(open_scene, path, **answers)["channels"]
+    assert open_scene(path, channels=["vv", "vh"], **answers).sar.polarisations == ["vv", "vh"]
+    assert open_scene(path, channels=["vv", "vh", None], **answers).sar.polarisations == ["vv", "vh"]
+    names = ["vv", "vh", extra or "tilt"]
+    measures = {"units": {"vv": "dB", "vh": "dB", names[2]: "degree"}}
+    measures["quantity"] = {"vv": "sigma0", "vh": "sigma0", names[2]: "slope"}
+    assert list(open_scene(path, channels=names, **measures).data_vars) == [*names, "valid"]
+
+
+def test_names_in_the_order_of_the_bands_must_not_contradict_the_file(tmp_path):
+    path = tif(tmp_path / "a.tif", EXPORT, ["VV", "VH"], "dB")
+    with pytest.raises(ValueError, match="states 'vv', but channels names it 'vh'"):
+        open_scene(path, channels=["vh", "vv", "noise"], **SIGMA0)
+
+
+def test_two_calibrations_of_one_polarisation_are_chosen_by_description(tmp_path):
+    path = tif(tmp_path / "a.tif", EXPORT[:2], ["Sigma0_VV", "Gamma0_VV"], "dB")
+    assert "variables={'Sigma0_VV': 'vv'}" in asked(open_scene, path)["times"]
+    scene = open_scene(path, variables={"Gamma0_VV": "vv"})
+    assert scene.sar.quantity == "gamma0" and np.array_equal(scene.vv, DB - 7)
+
+
+@pytest.mark.parametrize("style", ["{0}_2020{1:02}01", "2020-{1:02}-01_{0}", "{0}_mst_01{2}2020", "S1A_IW_2020{1:02}01T055014_2020{1:02}01T055039_{0}"])  # fmt: skip
+def test_dates_in_band_names(tmp_path, style):
+    months = ((1, "Jan"), (3, "Mar"))
+    names = [style.format(p, *month) for month in months for p in ("VV", "VH")]
+    path = tif(tmp_path / "a.tif", np.stack([DB, DB - 7, DB + 1, DB - 6]), names, "dB")
+    scene = open_scene(path, **SIGMA0)
+    assert [str(t)[:10] for t in scene.time.values] == ["2020-01-01", "2020-03-01"]
+    assert np.array_equal(scene.vv, [DB, DB + 1]) and np.array_equal(scene.vh, [DB - 7, DB - 6])
+    again = open_scene(path, times=["2020-01-01", "2020-03-01"], **SIGMA0)
+    assert np.array_equal(again.vv, scene.vv)
+    with pytest.raises(ValueError, match="order"):
+        open_scene(path, times=["2020-03-01", "2020-01-01"], **SIGMA0)
+
+
+def test_bands_without_a_date_are_dated_by_an_answer(tmp_path):
+    path = tif(tmp_path / "a.tif", np.stack([DB, DB - 7, DB + 1, DB - 6]), ["VV_1", "VH_1", "VV_2", "VH_2"], "dB")
+    assert "times" in asked(open_scene, path, **SIGMA0)
+    scene = open_scene(path, times=["before", "after"], **SIGMA0)
+    assert np.array_equal(scene.vh, [DB - 7, DB - 6]) and scene.time.values.tolist() == ["before", "after"]
+    for wrong, match in ((["2020-01-01"] * 2, "once"), (["a", "b", "c"], "3 dates")):
+        with pytest.raises(ValueError, match=match):
+            open_scene(path, times=wrong, **SIGMA0)
+
+
+def test_one_date_twice_is_a_question(tmp_path):
+    path = tif(tmp_path / "a.tif", np.stack([DB, DB + 1]), ["VV_20200101", "VV_20200101"], "dB")
+    assert "times" in asked(open_scene, path, **SIGMA0)
+
+
+# ---- masks ---------------------------------------------------------------------------------------------------------
+
+HALF = np.arange(H)[:, None] * np.ones(W) >= 16
+
+
+@pytest.mark.parametrize("chunks", [None, 16])
+@pytest.mark.parametrize("kind", ["internal", "beside", "virtual", "alpha"])
+def test_what_a_mask_hides_is_not_valid(tmp_path, kind, chunks):
+    if kind == "alpha":
+        bands = np.stack([PACKED, HALF * np.uint8(255)])
+        path = tif(tmp_path / "a.tif", bands, ["VV"], alpha=True, ALPHA="YES")
+        scene = open_scene(path, units="1", quantity="digital_number", chunks=chunks)
+        assert list(scene.data_vars) == ["vv", "valid"]
+    else:
+        path = tif(tmp_path / "a.tif", DB, ["VV"], "dB", mask=HALF if kind != "beside" else None)
+        if kind == "beside":
+            with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as out:
+                out.write_mask(HALF)
+        if kind == "virtual":
+            rasterio.shutil.copy(path, path := tmp_path / "a.vrt", driver="VRT")
+        scene = open_scene(path, chunks=chunks, **SIGMA0)
+    assert scene.sar.valid_fraction == 0.75 and np.isnan(scene.vv[:16]).all()
+
+
+def test_four_bytes_named_by_their_user_are_four_channels(tmp_path):
+    """GDAL marks the fourth of four 8-bit bands as transparency by itself."""
+    path = tif(tmp_path / "a.tif", np.stack([PACKED] * 3 + [PACKED * HALF]))
+    answers = {"units": "1", "quantity": "digital_number", "nodata": "none"}
+    scene = open_scene(path, channels=["vv", "vh", "hh", "hv"], **answers)
+    assert len(scene.sar.polarisations) == 4 and scene.sar.valid_fraction == 1
+
+
+@pytest.mark.parametrize("kind", ["png", "mask"])
+def test_what_a_mask_hides_of_a_label_is_unlabelled(tmp_path, kind):
+    codes = np.ones((H, W), "uint8")
+    if kind == "png":
+        Image.fromarray(np.stack([codes, HALF * np.uint8(255)], -1), "LA").save(tmp_path / "l.png")
+        where = tmp_path / "l.png"
+    else:
+        where = tif(tmp_path / "l.tif", codes, mask=HALF)
+    path = tif(tmp_path / "a.tif", DB, ["VV"], "dB", crs=None if kind == "png" else "EPSG:32633")
+    for meanings in ({1: "ice"}, {1: "ice", 255: "land"}):
+        scene = open_scene(path, labels={"ice": where}, label_meanings={"ice": meanings}, **SIGMA0)
+        encoded = scene.sar.targets["ice"].encode(scene.ice.values)
+        assert (encoded == np.where(HALF, 0, 255)).all()
+
+
+# ---- zeros in large files ------------------------------------------------------------------------------------------
+
+
+def test_zeros_inside_a_large_lazy_file(tmp_path):
+    large = np.tile(DB, (20, 20))
+    large[300:600, 500:800] = 0
+    path = tif(tmp_path / "a.tif", large, ["VV"], "dB", tiled=True)
+    eager, lazy = (asked(open_scene, path, chunks=chunks, **SIGMA0) for chunks in (None, 256))
+    assert eager == lazy and "5.5% is 0" in eager["nodata"]
+    scene = open_scene(path, chunks=256, nodata=0, **SIGMA0)
+    assert scene.vv.chunks is not None and scene.sar.valid_fraction == pytest.approx(1 - 9e4 / large.size)
+
+
+def test_few_sentinels_anywhere_in_a_large_lazy_file(tmp_path):
+    large = np.tile(DB, (20, 20))
+    large[700, 700] = -9999
+    path = tif(tmp_path / "a.tif", large, ["VV"], "dB", tiled=True)
+    assert "-9999" in asked(open_scene, path, chunks=256, **SIGMA0)["nodata"]
+
+
+# ---- saved scenes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"units": "1"},
+        {"quantity": "gamma0"},
+        {"units": {"hh": "dB"}},
+        {"nodata": -12.0},
+        {"formula": "20*log10(DN)-83"},
+        {"bands": "time"},
+        {"times": ["2020-01-01"]},
+        {"seasons": ["winter"]},
+        {"variables": {"vv": "vh"}},
+        {"channels": ["hh"]},
+        {"labels": {"ice": "nothere.tif"}},
+        {"label_meanings": {"ice": {0: "water"}}},
+    ],
+    ids=lambda answers: next(iter(answers)),
+)
+def test_a_saved_scene_refuses_what_contradicts_it(tmp_path, answers):
+    values = DB.copy()
+    values[0, 0] = -12
+    path = save_scene(make_scene({"vv": values}, units="dB", **SIGMA0), tmp_path / "s.nc")
+    with pytest.raises((ValueError, FileNotFoundError)):
+        open_scene(path, **answers)
+    with pytest.raises(ValueError):
+        open_scene({"vh": path})
+
+
+def test_a_saved_scene_takes_what_adds_to_it(tmp_path):
+    label = tif(tmp_path / "l.tif", np.ones((H, W), "uint8"))
+    path = save_scene(make_scene({"vv": DB}, units="dB", **SIGMA0), tmp_path / "s.nc")
+    scene = open_scene(
+        {"vv": path},
+        units="db",
+        quantity="Sigma0",
+        nodata="none",
+        bands="channel",
+        labels={"ice": label},
+        label_meanings={"ice": {1: "ice"}},
+        attrs={"looks": 4.0},
+        chunks=16,
+    )
+    assert (scene.ice == 1).all() and scene.attrs["looks"] == 4 and scene.vv.data.numblocks == (4, 4)
