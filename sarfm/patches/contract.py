@@ -106,10 +106,10 @@ def _rows(
 
 # %% ../../nbs/20_patches/07_contract.ipynb #efe5a677
 def _by_channel(
-    given: Any,  # names, and for each key one value for each or one for all
-) -> Any:  # the same with a row for each channel; what has rows already, and what is no contract, as it is
+    given: dict[str, Any],  # names, and for each key one value for each or one for all
+) -> dict[str, Any]:  # the same with a row for each channel; what has rows already as it is
     """Take a contract that was written by hand."""
-    names = given.get("channels") if isinstance(given, dict) else None
+    names = given.get("channels")
     if not isinstance(names, list) or not any(isinstance(name, str) for name in names):
         return given
     split = [name.partition("@") for name in names]
@@ -147,12 +147,6 @@ class StatedInput(BaseModel):
     spacing_max_m: float | None = None  # metres per pixel of the coarsest scale; None for one scale
     patch_size: int = Field(ge=1)  # side of a token of the encoder, px
     crop_px: int | None = Field(default=None, ge=1)  # side of the training crops, the tile of whole-scene work
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, given: Any) -> Any:
-        """Take channels one by one, as a file has them, or by hand."""
-        return _by_channel(given)
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -242,6 +236,16 @@ def _problems(
             found.append(f"its pixels are {spacing:.4g} m, the model's {theirs}; resample or multilook it")
     return found
 
+
+def _refuse(
+    scene: xr.Dataset,  # a Scene
+    problems: list[str],  # what is wrong with it
+) -> None:
+    """Say what is wrong with a scene, if anything is."""
+    if problems:
+        name = scene.attrs.get("title") or scene.attrs.get("source") or "the scene"
+        raise ValueError(f"{name} does not meet the model's input contract: {'; '.join(problems)}")
+
 # %% ../../nbs/20_patches/07_contract.ipynb #ff6a5bef
 def _converted(
     scene: xr.Dataset,  # a Scene
@@ -316,9 +320,25 @@ def _columns(
 
     return torch.from_numpy(column).to(like.device, like.dtype)
 
+
+def _scaled(
+    image: "np.ndarray | torch.Tensor",  # (…, C, H, W) in the contract's unit
+    contract: StatedInput,  # what the model takes
+) -> "np.ndarray | torch.Tensor":  # the same shape, clipped, in standard deviations from the mean
+    """Clip and scale an image."""
+    if (limits := clip_limits(contract.clip, len(contract.inputs))) is not None:
+        image = image.clip(*(_columns(each, image) for each in limits))
+    return (image - _columns(contract.mean, image)) / _columns(contract.std, image)
+
 # %% ../../nbs/20_patches/07_contract.ipynb #7c404542
 class InputContract(StatedInput):
     """Hold what a model is given to what it was trained on, and scale it."""
+
+    def __init__(
+        self,
+        **stated: Any,  # the fields; channels one by one, or as one writes them by hand
+    ) -> None:
+        super().__init__(**_by_channel(stated))
 
     @classmethod
     def fit(
@@ -332,9 +352,8 @@ class InputContract(StatedInput):
         std: Sequence[float] | None = None,  # of each channel, where it is a fixed constant
     ) -> "InputContract":
         """Take mean and standard deviation from the valid pixels of the training patches, unless they are given."""
-        inputs = _fitted(store, rows, clip, mean, std)
-        stated = _product(store) | _spacings(store, rows)
-        return cls(channels=inputs, patch_size=patch_size, crop_px=crop_px, **stated)
+        stated = {"channels": _fitted(store, rows, clip, mean, std), **_product(store), **_spacings(store, rows)}
+        return cls(patch_size=patch_size, crop_px=crop_px, **stated)
 
     def normalise(
         self,
@@ -343,9 +362,7 @@ class InputContract(StatedInput):
     ) -> "np.ndarray | torch.Tensor":  # the same shape, mean 0 and std 1 over the training pixels, 0 where not valid
         """Clip and scale an image; invalid pixels become 0."""
         keep = (abs(image) < float("inf")) & (True if valid is None else valid[..., None, :, :])  # False for NaN too
-        if (limits := clip_limits(self.clip, len(self.inputs))) is not None:
-            image = image.clip(*(_columns(each, image) for each in limits))
-        scaled = (image - _columns(self.mean, image)) / _columns(self.std, image)
+        scaled = _scaled(image, self)
         return np.where(keep, scaled, np.float32(0)) if isinstance(image, np.ndarray) else scaled.masked_fill(~keep, 0)
 
     def denormalise(
@@ -361,9 +378,7 @@ class InputContract(StatedInput):
         strict_spacing: float = 0.25,  # largest relative difference of the pixel spacing
     ) -> None:
         """Refuse a scene that a model would misread, and say what to convert."""
-        if problems := _problems(self, scene, strict_spacing):
-            name = scene.attrs.get("title") or scene.attrs.get("source") or "the scene"
-            raise ValueError(f"{name} does not meet the model's input contract: {'; '.join(problems)}")
+        _refuse(scene, _problems(self, scene, strict_spacing))
 
     def adapt(
         self,
