@@ -398,7 +398,7 @@ def make_loader(
     batch: int,  # items of a batch
     workers: int = 0,  # processes that read
     sampler: Sampler | None = None,  # gives the numbers of the items; all in order when None
-) -> DataLoader:
+) -> DataLoader:  # batches of items, as dicts of tensors
     """Build a loader whose batches do not depend on the number of workers."""
     context = None
     if workers:
