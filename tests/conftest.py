@@ -27,6 +27,7 @@ ROWS = {  # number: hazard, cases of the quick form, cases of the long form
     16: ("seeds and workers", 4000, 40000),
     17: ("two writers", 20, 200),
     18: ("scenes larger than memory", 12, 12),
+    24: ("one scene written in many ways", 100, 2000),
 }
 
 

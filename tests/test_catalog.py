@@ -407,7 +407,7 @@ def test_missing_pieces_are_named(pairs, tmp_path):
     assert "a" not in scenes
     with pytest.raises(FileNotFoundError, match=r"target 'flood'.*b\.png"):
         scenes["b"]
-    with pytest.raises(CorruptData, match=r"c\.png, variable 'flood'"):
+    with pytest.raises(ValueError, match=r"mask/c\.png does not lie on .*4 × 4 px instead of"):
         scenes["c"]
     with pytest.raises(KeyError, match="has no scene 'z'"):
         scenes["z"]

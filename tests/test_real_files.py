@@ -1,15 +1,22 @@
 """Situations that people who work with radar files met: the right number, or a question that has an answer."""
 
+import shutil
+import warnings
+
 import numpy as np
 import pytest
 import rasterio
 import xarray as xr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from rasterio.transform import from_origin
+from test_scenes_real import REAL, sources
 
 from sarfm import sar
 from sarfm.datasets.catalog import open_dataset
 from sarfm.scenes.open import OpenQuestion, make_scene, open_scene, save_scene
+from sarfm.scenes.plausibility import UnlikelyValues
 
 H = W = 64
 DB = np.random.default_rng(0).normal(-12, 2, (H, W)).astype("float32")
@@ -139,8 +146,8 @@ def test_complex_numbers_are_a_question(tmp_path, kind, chunks):
         assert "abs(z)" in asked(open_scene, path, chunks=chunks, **answers)["formula"]
     scene = open_scene(path, formula="abs(z)**2", chunks=chunks, nodata="none")
     assert np.allclose(scene.vv, np.abs(np.round(COMPLEX)) ** 2) and scene.vv.quantity == "intensity"
-    decibels = open_scene(path, formula="10*log10(abs(z)**2)-83", chunks=chunks, nodata="none", **SIGMA0)
-    assert np.nanmax(np.abs(decibels.vv - (scene.sar.to_db().vv - 83))) < 1e-3
+    decibels = open_scene(path, formula="10*log10(abs(z)**2)-20", chunks=chunks, nodata="none", **SIGMA0)
+    assert np.nanmax(np.abs(decibels.vv - (scene.sar.to_db().vv - 20))) < 1e-3
 
 
 def test_an_amplitude_is_no_intensity(tmp_path):
@@ -429,3 +436,343 @@ def test_a_saved_scene_takes_what_adds_to_it(tmp_path):
         chunks=16,
     )
     assert (scene.ice == 1).all() and scene.attrs["looks"] == 4 and scene.vv.data.numblocks == (4, 4)
+
+
+# ---- plausible numbers ---------------------------------------------------------------------------------------------
+
+POWER = 10 ** (DB / 10)
+CONTRADICTIONS = {
+    "decibels as power": (DB, {"units": "1"}),
+    "decibels as intensity": (DB, {"units": "power", "quantity": "intensity"}),
+    "power as decibels": (POWER, {"units": "dB"}),
+    "power as decibels of gamma0": (POWER / 3, {"units": "dB", "quantity": "gamma0"}),
+    "16-bit numbers as decibels": ((DB + 40) * 150, {"units": "dB", "nodata": "none", "dtype": "uint16"}),
+    "8-bit numbers as decibels": ((DB + 30) * 5, {"units": "dB", "nodata": "none", "dtype": "uint8"}),
+    "16-bit numbers as power": ((DB + 40) * 150, {"units": "1", "nodata": "none", "dtype": "uint16"}),
+    "decibels calibrated again": (DB, {"units": "dB", "formula": "10*log10(DN)"}),
+    "a byte as coherence": ((DB + 40) * 5, {"units": "1", "quantity": "coherence", "channels": ["coherence"]}),
+}
+
+
+@pytest.mark.parametrize("chunks", [None, 16])
+@pytest.mark.parametrize("kind", CONTRADICTIONS)
+def test_numbers_that_cannot_be_are_refused(tmp_path, kind, chunks):
+    values, answers = CONTRADICTIONS[kind]
+    answers = SIGMA0 | answers
+    dtype = answers.pop("dtype", "float32")
+    name = [] if "channels" in answers else ["VV"]
+    path = tif(tmp_path / "a.tif", values.astype(dtype), name)
+    with pytest.raises(ValueError, match="expected|never negative|negative"):
+        open_scene(path, chunks=chunks, **answers)
+
+
+UNLIKELY = {
+    "doubled decibels": ([2 * DB, 2 * DB - 14], {"units": "dB"}),
+    "cross-polarised above co-polarised": ([DB - 7, DB], {"units": "dB"}),
+    "cross-polarised power above co-polarised": ([POWER / 5, POWER], {"units": "1"}),
+    "some negative power": ([np.where(DB < -14, -0.01, POWER), POWER / 5], {"units": "1"}),
+    "bright decibels": ([DB + 30, DB + 23], {"units": "dB"}),
+}
+
+
+@pytest.mark.parametrize("kind", UNLIKELY)
+def test_numbers_that_are_unlikely_are_a_warning(tmp_path, kind):
+    images, answers = UNLIKELY[kind]
+    path = tif(tmp_path / "a.tif", np.stack(images).astype("float32"), ["VV", "VH"])
+    with pytest.warns(UnlikelyValues):
+        scene = open_scene(path, **SIGMA0, **answers)
+    to_db = scene.sar.to_db()
+    assert not (to_db.valid & ~np.isfinite(to_db.vv)).any()
+
+
+def test_plausible_numbers_pass_without_a_word(tmp_path):
+    path = tif(tmp_path / "a.tif", np.stack([DB, DB - 7, DB * 0 + 38]), ["VV", "VH", "angle"])
+    with warnings.catch_warnings(action="error", category=UnlikelyValues):
+        open_scene(path, units="dB", **SIGMA0)
+        path = tif(tmp_path / "b.tif", np.stack([POWER, POWER / 5]), ["VV", "VH"])
+        open_scene(path, units="linear", **SIGMA0)
+
+
+def test_a_formula_for_a_file_that_states_decibels_is_refused(tmp_path):
+    path = tif(tmp_path / "a.tif", DB, ["VV"], "dB")
+    for formula in ("20*log10(DN)-83", "0.5*DN-14"):
+        with pytest.raises(ValueError, match="states decibels"):
+            open_scene(path, formula=formula, **SIGMA0)
+    with pytest.raises(ValueError, match="units"):  # a logarithm gives no power
+        open_scene(tif(tmp_path / "b.tif", POWER, ["VV"]), formula="10*log10(DN)", units="1", **SIGMA0)
+
+
+def test_what_has_no_decibels_is_not_valid():
+    power = POWER.copy()
+    power[:16], power[16:32] = 0, -0.001
+    scene = make_scene({"vv": power, "vh": POWER}, units="1", **SIGMA0)
+    assert scene.sar.valid_fraction == 1 and scene.sar.to_db().sar.valid_fraction == 0.5
+    with pytest.raises(ValueError, match="median"):
+        make_scene({"vv": DB}, units="1", **SIGMA0)
+
+
+# Medians, first percentiles and the cross-polarised minus the co-polarised median of all real files: lowest to highest.
+FIGURES = {
+    "terramesh": {"vv": (-12.5, -10.2, -20.0), "vh": (-17.9, -17.0, -26.8), "gap": (-6.8, -5.3)},
+    "opera": {"vv": (-15.4, -8.8, -25.3), "vh": (-28.3, -15.4, -38.0), "gap": (-12.9, -5.9)},
+    "pakistan": {"vv": (-10.3, -9.6, -16.3), "vh": (-17.2, -17.1, -26.8), "gap": (-7.6, -6.8)},
+    "belgium": {"vv": (-9.9, -9.9, -15.6), "vh": (-16.6, -16.6, -23.2), "gap": (-6.7, -6.7)},
+    "florida": {"vv": (-10.7, -10.7, -21.6), "vh": (-15.1, -15.1, -25.7), "gap": (-4.4, -4.4)},
+    "borneo": {"vv": (-9.1, -9.1, -24.3), "vh": (-15.1, -15.1, -27.5), "gap": (-6.1, -6.1)},
+    "bigearthnet": {"vv": (-20.8, -7.9, -26.3), "vh": (-30.7, -14.5, -38.3), "gap": (-15.1, -4.9)},
+    "extra wide swath": {"hv": (0.005, 0.005, 0.001)},
+    "ai4arctic patch": {"hh": (-17.1, -8.8, -24.2), "hv": (-27.1, -21.8, -29.0), "gap": (-15.8, -9.4)},
+    "ai4arctic scene": {"hh": (108.0, 108.0, 2.0), "hv": (60.0, 60.0, 15.0), "gap": (-48.0, -48.0)},
+    "biomassters": {"vv": (-14.6, -10.3, -20.7), "vh": (-23.2, -16.4, -33.5), "gap": (-8.7, -5.8)},
+    "ombria": {"vv": (72.0, 208.0, 15.0)},
+}
+
+
+@pytest.mark.parametrize("kind", REAL)
+def test_figures_of_real_files_are_plausible(shared, kind):
+    found: dict[str, list] = {}
+    files = sources(shared, REAL[kind])
+    for source in files[:: max(1, len(files) // 60)]:
+        with warnings.catch_warnings(action="error", category=UnlikelyValues):
+            scene = open_scene(source, **REAL[kind].answers)
+        numbers = {p: (v := scene[p].where(scene.valid).values)[np.isfinite(v)] for p in scene.sar.polarisations}
+        medians = {p: np.median(v) for p, v in numbers.items() if v.size}
+        for p, median in medians.items():
+            found.setdefault(p, []).append((median, np.percentile(numbers[p], 1)))
+        if len(medians) == 2:
+            co, cross = medians.values()
+            found.setdefault("gap", []).append((cross - co,))
+    table = {p: (min(v)[0], max(v)[0], *(min(w[k] for w in v) for k in range(1, len(v[0])))) for p, v in found.items()}
+    print(kind, {p: tuple(float(f"{f:.3f}") for f in figures) for p, figures in table.items()})
+    assert set(table) == set(FIGURES[kind])
+    for p, figures in table.items():
+        assert figures == pytest.approx(FIGURES[kind][p], abs=0.06 if abs(figures[0]) > 0.1 else 6e-4)
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word, unit", [("db", "dB"), ("decibel", "dB"), ("linear", "1"), ("Power", "1"), ("1", "1")])
+@pytest.mark.parametrize("quantity", ["Gamma0", "gamma nought", "γ0", "gamma_0"])
+def test_words_for_units_and_quantities(tmp_path, word, unit, quantity):
+    path = tif(tmp_path / "a.tif", DB if unit == "dB" else POWER, ["VV"])
+    scene = open_scene(path, units=word, quantity=quantity)
+    assert (scene.sar.units, scene.sar.quantity) == (unit, "gamma0")
+    values = DB if unit == "dB" else POWER
+    assert make_scene({"vv": values}, units=word, quantity=quantity).sar.units == unit
+    mine = entry(tmp_path, "{scene}.tif", {"vv": {"units": word, "quantity": quantity}})
+    assert open_dataset(mine, tmp_path)["a"].sar.quantity == "gamma0"
+
+
+def test_words_that_come_near_are_named(tmp_path):
+    path = tif(tmp_path / "a.tif", np.stack([DB, DB - 7]), ["VV", "VH"], "dB")
+    for argument in ("polarisations", "polarizations"):
+        assert open_scene(path, **{argument: ["vv"]}, **SIGMA0).sar.polarisations == ["vv"]
+        with pytest.raises(ValueError, match="vx"):
+            open_scene(path, **{argument: ["vv", "vx"]}, **SIGMA0)
+    for slip, argument in (("quantiy", "quantity"), ("unit", "units"), ("chunk", "chunks")):
+        with pytest.raises(TypeError, match=f"mean {argument!r}"):
+            open_scene(path, **{slip: "sigma0"})
+    with pytest.raises(ValueError, match="mean 'gamma0'"):
+        open_scene(path, quantity="gama0")
+    scene = open_scene(path, channels="vv", **SIGMA0)
+    with pytest.raises(ValueError, match="mean 'vv'"):
+        scene.sar.stack("vvv")
+    bare = tif(tmp_path / "b.tif", np.stack([DB, DB - 7]))
+    with pytest.raises(ValueError, match="vx"):
+        open_scene(bare, channels=["vv", "vx"], units="dB", **SIGMA0)
+
+
+def test_slips_at_the_prompt():
+    scene = make_scene({"vv": DB, "vh": DB - 7}, units="dB", **SIGMA0)
+    for n in (2.5, 0, 100):
+        with pytest.raises(ValueError, match="whole pixels"):
+            scene.sar.looks(n)
+    assert scene.sar.looks(2.0).sizes["y"] == H // 2 and len(scene.sar.stack("vv")) == 1
+    assert len(scene.sar.plot("vv").axes) >= 1
+
+
+def test_a_polarisation_that_nobody_knows(tmp_path):
+    path = tmp_path / "chip.png"
+    Image.fromarray(PACKED).save(path)
+    question = asked(open_scene, path)["channels"]
+    assert "['amplitude'] where nobody knows the polarisation" in question
+    scene = open_scene(path, channels=["amplitude"], units="1", quantity="amplitude", nodata="none")
+    assert scene.sar.valid_fraction == 1 and scene.sar.to_power().amplitude.quantity == "intensity"
+    with pytest.raises(ValueError, match="both polarisations"):
+        scene.sar.ratio()
+
+
+def test_files_without_a_place_are_read_without_a_warning(tmp_path):
+    for k in range(3):
+        Image.fromarray(PACKED).save(tmp_path / f"{k}.png")
+    mine = entry(tmp_path, "{scene}.png", {"vv": {"units": "1", "quantity": "digital_number", "nodata": "none"}})
+    with warnings.catch_warnings(action="error", category=rasterio.errors.NotGeoreferencedWarning):
+        for chunks in (None, 16):
+            answers = {"channels": ["vv"], "units": "1", "quantity": "digital_number", "nodata": "none"}
+            open_scene(tmp_path / "0.png", chunks=chunks, **answers).load()
+        for scene in open_dataset(mine, tmp_path).values():
+            scene.load()
+
+
+# ---- one scene in many ways ----------------------------------------------------------------------------------------
+
+ROWS, COLUMNS = 20, 24
+TRUTH = np.random.default_rng(5).normal([[[-12]], [[-19]]], 2, (2, ROWS, COLUMNS))  # VV and VH, dB
+HIDDEN = np.stack([np.mgrid[:ROWS, :COLUMNS][0] < 5, np.mgrid[:ROWS, :COLUMNS][1] > 20])
+PACKINGS = {"uint8": (0.25, -60.25), "int16": (0.01, 0.0), "uint16": (0.002, -100.0), "int32": (1e-5, 0.0)}
+NO_DATA = {"uint8": (0, 255), "uint16": (0, 65535), "int16": (-32768, -9999), "int32": (-(2**31), 2**31 - 1)}
+FLOATS = (np.nan, -9999.0, 0.0, -99.99, 1e20, -3.4028235e38)
+ANSWERS = {"units": "dB", "quantity": "sigma0"}
+
+
+@st.composite
+def ways(draw):
+    """Draw one of the ways in which a scene may be written."""
+    one_of = lambda *options: draw(st.sampled_from(options))
+    way = {"form": one_of("tif", "vrt", "one file each", "netcdf", "zarr 2", "zarr 3", "band dimension")}
+    images = way["form"] in ("tif", "vrt", "one file each")
+    way["dtype"] = one_of("float32", "float64", *PACKINGS)
+    way["nodata"] = one_of(*NO_DATA.get(way["dtype"], FLOATS))
+    way["hide"] = one_of("declared", "silent", *(["internal mask", "mask beside"] if images else []))
+    way["names"] = one_of("VV {}", "sigma0_{}", "tag", "silent")
+    way |= {key: draw(st.booleans()) for key in ("swapped", "south_up", "angle", "noise", "units", "quantity", "tiled")}
+    way["chunks"] = one_of(None, 8, 16)
+    return way
+
+
+def stored(way):
+    """Write the truth as this way does: numbers, holes and what is to be found."""
+    hidden = np.broadcast_to(HIDDEN[:1], HIDDEN.shape) if "mask" in way["hide"] else HIDDEN
+    scale, offset = PACKINGS.get(way["dtype"], (1.0, 0.0))
+    numbers = (TRUTH - offset) / scale
+    numbers = numbers.astype(way["dtype"]) if scale == 1 else np.round(numbers).astype(way["dtype"])
+    truth = np.where(hidden, np.nan, numbers * scale + offset if scale != 1 else numbers)
+    return (
+        (numbers if "mask" in way["hide"] else np.where(hidden, way["nodata"], numbers).astype(way["dtype"])),
+        truth,
+        hidden,
+    )
+
+
+def named(way, polarisation):
+    """Name a band or a variable."""
+    return {"tag": None, "silent": None, "VV {}": polarisation}.get(way["names"], way["names"].format(polarisation))
+
+
+def write_images(folder, way):
+    """Write the scene as one GeoTIFF, as a virtual one, or as one for each polarisation."""
+    numbers, _, hidden = stored(way)
+    polarisations = ["VV", "VH"][:: -1 if way["swapped"] else 1]
+    images = {p: numbers[("VV", "VH").index(p)] for p in polarisations}
+    alone = way["form"] == "one file each"
+    beside = {"angle": np.full_like(numbers[0], 38)} if way["angle"] and not alone and way["dtype"][0] == "f" else {}
+    beside |= {"noise": np.full_like(numbers[0], 7)} if way["noise"] and not alone and way["dtype"][0] == "f" else {}
+    transform = rasterio.Affine(10, 0, 5e5, 0, -10, 6e6)
+    if way["south_up"]:
+        transform = rasterio.Affine(10, 0, 5e5, 0, 10, 6e6 - 10 * ROWS)
+    flip = lambda image: image[::-1] if way["south_up"] else image
+    declared = {"nodata": way["nodata"]} if way["hide"] == "declared" else {}
+    blocks = {"tiled": True, "blockxsize": 16, "blockysize": 16} if way["tiled"] else {}
+    paths = {}
+    for k, group in enumerate([[p] for p in images] if alone else [[*images, *beside]]):
+        bands = np.stack([flip((images | beside)[name]) for name in group])
+        path = tif(folder / f"{k}.tif", bands, transform=transform, **declared, **blocks)
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=way["hide"] == "internal mask"), rasterio.open(path, "r+") as out:
+            for index, name in enumerate(group, start=1):
+                if described := name if name in beside else named(way, name):
+                    out.set_band_description(index, described)
+                if way["names"] == "tag" and name in images:
+                    out.update_tags(index, polarisation=name)
+                if way["units"] and name in images:
+                    out.set_band_unit(index, "dB")
+                if way["quantity"] and name in images:
+                    out.update_tags(index, quantity="sigma0")
+            if way["dtype"] in PACKINGS:
+                out.scales, out.offsets = ([number] * len(group) for number in PACKINGS[way["dtype"]])
+            if "mask" in way["hide"]:
+                out.write_mask(~flip(hidden[0]))
+        if way["form"] == "vrt":
+            rasterio.shutil.copy(path, path := folder / f"{k}.vrt", driver="VRT")
+        paths |= dict.fromkeys(group if alone else [""], path)
+    known = {"channels": [p.lower() for p in polarisations] + [None] * len(beside)}
+    return (paths if alone else paths[""]), known
+
+
+def write_arrays(folder, way):
+    """Write the scene as NetCDF or Zarr, as variables or along a dimension of bands."""
+    numbers, _, _ = stored(way)
+    polarisations = ["VV", "VH"][:: -1 if way["swapped"] else 1]
+    y, x = 6e6 - 10 * (np.arange(ROWS) + 0.5), 5e5 + 10 * (np.arange(COLUMNS) + 0.5)
+    said = {"grid_mapping": "spatial_ref"} | ({"units": "dB"} if way["units"] else {})
+    said |= {"quantity": "sigma0"} if way["quantity"] else {}
+    said |= {"scale_factor": PACKINGS[way["dtype"]][0], "add_offset": PACKINGS[way["dtype"]][1]} if way["dtype"] in PACKINGS else {}  # fmt: skip
+    if way["hide"] == "declared":
+        said["missing_value"] = np.dtype(way["dtype"]).type(way["nodata"])
+    data = xr.Dataset(coords={"y": ("y", y, {"units": "m"}), "x": ("x", x, {"units": "m"})})
+    data["spatial_ref"] = ((), 0, {"crs_wkt": rasterio.CRS.from_epsg(32633).to_wkt()})
+    known = {}
+    if way["form"] == "band dimension":
+        stack = np.stack([numbers[("VV", "VH").index(p)] for p in polarisations])
+        data["s1"] = (("band", "y", "x"), stack, said)
+        data = data.assign_coords(band=polarisations)
+    else:
+        for k, p in enumerate(polarisations, start=1):
+            name = named(way, p) or f"C{k}{k}"
+            tag = {"polarisation": p} if way["names"] == "tag" else {}
+            data[name] = (("y", "x"), numbers[("VV", "VH").index(p)], said | tag)
+            known.setdefault("variables", {})[name] = p.lower()
+    data = data.isel(y=slice(None, None, -1)) if way["south_up"] else data
+    plain = {name: {"_FillValue": None} for name in data.data_vars}
+    if way["form"].startswith("zarr"):
+        data.to_zarr(folder / "a.zarr", zarr_format=int(way["form"][-1]), consolidated=False, encoding=plain)
+        return folder / "a.zarr", known
+    data.to_netcdf(folder / "a.nc", encoding=plain)
+    return folder / "a.nc", known
+
+
+def open_answering(source, known, **answers):
+    """Open a source, answering what it asks and nothing else."""
+    for _ in range(4):
+        try:
+            return open_scene(source, **answers)
+        except OpenQuestion as question:
+            asked = [line.split("=")[0].strip() for line in str(question).splitlines()[1:]]
+            new = {key: known[key] for key in asked}
+            assert not set(new) <= set(answers), f"asked again: {question}"
+            answers |= new
+    raise AssertionError("asked for ever")
+
+
+@pytest.mark.row(24)
+def test_row_24_one_scene_in_many_ways(tmp_path_factory, row):
+    folder = tmp_path_factory.mktemp("ways")
+    seen = set()
+
+    @settings(max_examples=row.asked, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(ways())
+    def opens_as_itself(way):
+        at = folder / f"{len(list(folder.iterdir()))}"
+        at.mkdir()
+        source, known = (write_images if way["form"] in ("tif", "vrt", "one file each") else write_arrays)(at, way)
+        nothing = "none" if "mask" in way["hide"] or np.isnan(way["nodata"]) else way["nodata"]
+        upfront = {"nodata": nothing} if way["hide"] == "silent" and way["nodata"] == -99.99 else {}
+        upfront |= {"nodata": nothing} if way["hide"] == "silent" and way["dtype"] in PACKINGS else {}
+        if way["quantity"] and way["names"] == "silent" and "variables" in known:  # a channel by its own name
+            upfront |= known
+        scene = open_answering(source, known | ANSWERS | {"nodata": nothing}, chunks=way["chunks"], **upfront)
+        scene = scene.sortby("y", ascending=False)
+        _, truth, hidden = stored(way)
+        step = 1e-5 if way["dtype"][0] == "f" else 1e-4
+        for name, values in zip(("vv", "vh"), truth, strict=True):
+            assert np.allclose(scene[name], values, atol=step, equal_nan=True), (way, name)
+            assert (scene[name].units, scene[name].quantity) == ("dB", "sigma0"), way
+        assert np.array_equal(scene.valid, ~hidden.any(axis=0)), way
+        assert np.allclose(scene.x[[0, -1]], [5e5 + 5, 5e5 + 10 * COLUMNS - 5]), way
+        assert np.allclose(scene.y[[0, -1]], [6e6 - 5, 6e6 - 10 * ROWS + 5]) and scene.rio.crs.to_epsg() == 32633, way
+        seen.add(tuple(map(str, way.values())))
+        shutil.rmtree(at)
+
+    with row.case("one scene", row.asked):
+        opens_as_itself()
+    row.note(f"{len(seen)} different ways")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .entries import Entry
-from ..io.files import CorruptData, inside
+from ..io.files import inside
 
 # %% ../../nbs/15_datasets/02_files.ipynb #d044ecae
 def name_pattern(
@@ -151,9 +151,10 @@ def scenes(
 def _read_targets(
     entry: Entry,  # describes the targets
     source: SceneFiles,  # of one scene
-    shape: tuple[int, int],  # of the scene, (H, W)
+    scene: Any,  # the Scene that they are targets of
 ) -> dict[str, tuple[Any, Any]]:  # values and Target, by name
     """Read the targets that have files of their own."""
+    from sarfm.scenes.overlay import placed
     from sarfm.scenes.questions import Questions, read_target
 
     read = {}
@@ -162,10 +163,9 @@ def _read_targets(
         if not path.exists():
             raise FileNotFoundError(f"{entry.id}: the target {name!r} of {path.stem} is missing; expected {path}")
         target, recode = entry.target(name), entry.read.recode.get(name)
-        values, _ = read[name] = read_target(name, path, path, target, Questions(str(path)), recode)
-        if target.of == "pixel" and values.shape != shape:
-            found = f"is {values.shape} px, its scene {shape}; they don't belong together"
-            raise CorruptData.at(path, found, variable=name)
+        first = next(iter(source.images.values()), path)
+        where = placed(scene) if target.of == "pixel" else None
+        read[name] = read_target(name, path, first, target, Questions(str(path)), recode, where)
     return read
 
 # %% ../../nbs/15_datasets/02_files.ipynb #73afc5b2
@@ -215,7 +215,7 @@ def open_scene(
     from sarfm.scenes.scene import target_variable
 
     scene = opening.open_scene(arranged(entry, source.images), **_answers(entry, source), attrs=_terms(entry, source))
-    for name, (values, target) in _read_targets(entry, source, (scene.sizes["y"], scene.sizes["x"])).items():
+    for name, (values, target) in _read_targets(entry, source, scene).items():
         scene[name] = target_variable(values, target)
     if missing := sorted(entry.targets.keys() - set(scene.data_vars)):
         raise ValueError(

@@ -19,7 +19,7 @@ from pyproj import CRS
 
 from ..io.files import atomic_path, atomic_write
 from ..scenes.open import label_names, spacing_m
-from ..scenes.place import PixelMap, metric_crs
+from ..scenes.place import PixelMap, grid_steps, metric_crs
 
 # %% ../../nbs/50_evaluation/08_export.ipynb #a63a09cf
 def map_grid(
@@ -117,10 +117,7 @@ class _Grid(NamedTuple):
 def _own_grid(scene: xr.Dataset) -> _Grid:
     """Keep the grid of a scene that lies on one."""
     y, x = scene["y"].values.astype(float), scene["x"].values.astype(float)
-    own = scene["spatial_ref"].attrs.get("GeoTransform", "")
-    given = [float(value) for value in own.split()] or [0.0, 0, 0, 0, 0, 0]
-    dx = (x[-1] - x[0]) / (len(x) - 1) if len(x) > 1 else given[1]
-    dy = (y[-1] - y[0]) / (len(y) - 1) if len(y) > 1 else given[5]
+    dy, dx = grid_steps(y, x)
     transform = (dx, 0.0, x[0] - dx / 2, 0.0, dy, y[0] - dy / 2)
     return _Grid(map_crs(scene), transform, len(x), len(y), BLOCK, None)
 
@@ -130,7 +127,13 @@ def _map(scene: xr.Dataset, crs: CRS, spacing: float | None) -> _Grid:
     pixels = PixelMap(scene, crs)
     bounds = pixels.bounds
     step, left, top, width, height = map_grid(scene, bounds, spacing)
-    side = max(16, min(BLOCK, int(2048 * map_grid(scene, bounds)[0] / step) // 16 * 16))
+    own = map_grid(scene, bounds)[0]
+    if math.hypot(width, height) > 4 * math.hypot(*pixels.shape) * max(1, own / step):
+        raise ValueError(
+            f"{crs.name} stretches the scene of {pixels.shape[0]} × {pixels.shape[1]} px to a map of {height} × {width} px; "
+            f"choose a system that fits it, such as crs={metric_crs(scene).to_epsg()}, or a coarser spacing_m"
+        )
+    side = max(16, min(BLOCK, int(2048 * own / step) // 16 * 16))
     return _Grid(crs, (step, 0.0, left, 0.0, -step, top), width, height, side, pixels.block)
 
 # %% ../../nbs/50_evaluation/08_export.ipynb #b80c8ff4
@@ -149,8 +152,8 @@ def write_cog(
     from rasterio.shutil import copy
 
     path, chosen = Path(path), _chosen_layer(predicted, layer)
-    own = crs is None and spacing_m is None and "spatial_ref" in predicted.coords
     crs = map_crs(predicted) if crs is None else CRS.from_user_input(crs)
+    own = spacing_m is None and "spatial_ref" in predicted.coords and crs == map_crs(predicted)
     if not own and (not crs.is_projected or crs.axis_info[0].unit_name != "metre"):
         raise ValueError(f"expected a projected CRS in metres, got {crs.name}; in the north 3413, in the south 3031")
     discrete = "flag_values" in chosen.attrs

@@ -207,6 +207,9 @@ def _check_ice(
         )
 
 # %% ../../nbs/80_ice/03_sea_ice.ipynb #128d2b92
+EW_DEG_PER_M = 28.0 / 410_000  # 19° to 47° over a swath of 410 km: ESA
+
+
 def _incidence(
     incidence_deg: float | tuple[float, float],  # at the centre, or at the first and the last column, °
     columns: int,  # W
@@ -234,9 +237,6 @@ def _known(
     return {n: xr.DataArray(v, dims=("y", "x"), attrs=dict(zip(keys, a, strict=True))) for n, (v, *a) in found.items()}
 
 # %% ../../nbs/80_ice/03_sea_ice.ipynb #82bdc5a4
-EW_DEG_PER_M = 28.0 / 410_000  # 19° to 47° over a swath of 410 km: ESA
-
-
 def simulate_ice(
     shape: tuple[int, int] = (256, 256),  # (H, W), px
     seed: int = 0,  # of everything that is drawn

@@ -6,6 +6,7 @@
 __all__ = ['Limits', 'clip_limits', 'streaming_statistics', 'ChannelInput', 'StatedInput', 'InputContract', 'contract_table']
 
 # %% ../../nbs/20_patches/07_contract.ipynb #34769897
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
@@ -229,6 +230,13 @@ def _problems(
             stated = f"its {key} is {scene.attrs[key]}, the model's {getattr(contract, key)}"
             found.append(f"{stated}; choose a product of that {key}")
     spacing = spacing_m(scene)
+    if spacing is None and contract.spacing_m:
+        name = scene.attrs.get("source", "the scene")
+        warnings.warn(
+            f"{name} states neither a place nor a spacing, so nobody can tell whether the model, which takes pixels of "
+            f"{contract.spacing_m:.4g} m, fits; set scene.attrs['spacing_m']",
+            stacklevel=3,
+        )
     if spacing and (finest := contract.spacing_m):
         coarsest = contract.spacing_max_m or finest
         if not finest * (1 - strict_spacing) <= spacing <= coarsest * (1 + strict_spacing):

@@ -25,7 +25,7 @@ from ..io.files import CorruptData, read_json, sha256
 from .descriptions import merged, unpack_value
 from .shards import Layout, map_shard, read_chunk
 from ..scenes.channels import Channel, Target
-from ..scenes.place import grid_lonlat, tie_point_lonlat
+from ..scenes.place import grid_lonlat, grid_steps, tie_point_lonlat
 
 # %% ../../nbs/20_patches/04_store.ipynb #8c8a6c86
 def target_statement(
@@ -320,25 +320,24 @@ def restore(
 # %% ../../nbs/20_patches/04_store.ipynb #65e693d4
 def _edges(
     centres: np.ndarray,  # pixel centres along one axis, evenly spaced
+    step: float,  # from one to the next, in their unit
     start: int,  # first pixel of the patch
     count: int,  # pixels of the patch
-) -> np.ndarray:  # (2,) lower and upper edge
+) -> np.ndarray:  # (2,) first and last edge, rising or falling as the centres do
     """Turn a range of pixels into coordinates of its outer edges."""
-    step = (centres[-1] - centres[0]) / (len(centres) - 1) if len(centres) > 1 else 1.0
-    return np.sort([centres[start] - step / 2, centres[start + count - 1] + step / 2])
+    return np.array([centres[start] - step / 2, centres[start + count - 1] + step / 2])
 
 
 def patch_corners(
     store: PatchStore,  # a finished store
     patch: int,  # number of the patch
-) -> (
-    np.ndarray
-):  # (4, 2) longitude and latitude, °: top left, top right, bottom right, bottom left of its first row and column
+) -> np.ndarray:  # (4, 2) longitude and latitude, °: of its first row the first and the last column, of its last row the last and the first
     """Locate the corners of a patch, without its padding."""
     p = store.index.iloc[patch]
     coords = store.description(p["scene"])["coords"]
     rows, cols = (unpack_value(coords[axis]["values"]).astype(float) for axis in ("y", "x"))
-    y, x = _edges(rows, p["row"], p["height"]), _edges(cols, p["col"], p["width"])
+    dy, dx = grid_steps(rows, cols, counted="spatial_ref" not in coords)
+    y, x = _edges(rows, dy, p["row"], p["height"]), _edges(cols, dx, p["col"], p["width"])
     if "spatial_ref" in coords:
         lon, lat = grid_lonlat(coords["spatial_ref"]["attrs"]["crs_wkt"], y, x)
     elif "gcp_row" in coords:
@@ -346,5 +345,4 @@ def patch_corners(
         lon, lat = tie_point_lonlat(np.stack(points, axis=-1), y, x)
     else:
         raise ValueError(f"scene {p['scene']!r} of {store.path} has neither a CRS nor tie points, so no place on Earth")
-    order = [(0, 0), (0, 1), (1, 1), (1, 0)] if rows[-1] >= rows[0] else [(1, 0), (1, 1), (0, 1), (0, 0)]
-    return np.array([(lon[k], lat[k]) for k in order])
+    return np.array([(lon[k], lat[k]) for k in ((0, 0), (0, 1), (1, 1), (1, 0))])

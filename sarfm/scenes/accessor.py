@@ -74,6 +74,15 @@ def _multilook_scene(
         out[name] = _coarse_target(scene[name], target, n)
     return out.assign_attrs(looks=float(scene.attrs.get("looks", 1)) * n * n)
 
+# %% ../../nbs/10_scenes/05_accessor.ipynb #775ea5d8
+def _converted(
+    scene: xr.Dataset,  # a Scene
+    images: dict[str, xr.DataArray],  # its converted variables
+) -> xr.Dataset:  # the scene with them
+    """Put converted images into a scene, and forget pixels that have no finite number any more."""
+    finite = reduce(and_, [np.isfinite(image) for image in images.values()], scene.valid)
+    return scene.assign(images | {"valid": finite.transpose(*scene.valid.dims).drop_attrs(deep=False)})
+
 # %% ../../nbs/10_scenes/05_accessor.ipynb #7c20a826
 @xr.register_dataset_accessor("sar")
 class SceneAccessor:
@@ -140,18 +149,21 @@ class SceneAccessor:
         floor_db: float | None = None,  # lower values become this, dB; NaN where power is zero when None
     ) -> xr.Dataset:  # the scene in decibels
         """Convert backscatter and ratios to decibels; a coherence has none."""
-        return self._scene.assign({n: to_db(self._scene[n], floor_db=floor_db) for n in self._with_decibels()})
+        return _converted(self._scene, {n: to_db(self._scene[n], floor_db=floor_db) for n in self._with_decibels()})
 
     def to_power(self) -> xr.Dataset:  # the scene in linear power
         """Convert backscatter and ratios to linear power."""
-        return self._scene.assign({n: to_power(self._scene[n]) for n in self._with_decibels()})
+        return _converted(self._scene, {n: to_power(self._scene[n]) for n in self._with_decibels()})
 
     def looks(
         self,
         n: int,  # block side, px
     ) -> xr.Dataset:  # (H // n, W // n), classes by majority
         """Average blocks of n × n pixels in power."""
-        return _multilook_scene(self._scene, n)
+        if n != int(n) or not 1 <= n <= min(self._scene.sizes["y"], self._scene.sizes["x"]):
+            size = f"{self._scene.sizes['y']} × {self._scene.sizes['x']}"
+            raise ValueError(f"expected a block side in whole pixels, from 1 to that of {size} px, got {n}; choose one")
+        return _multilook_scene(self._scene, int(n))
 
     def enl(
         self,
@@ -166,7 +178,7 @@ class SceneAccessor:
         denominator: str | None = None,  # polarisation; the co-polarised one when None
     ) -> xr.DataArray:  # dB difference, or ratio of powers
         """Divide two polarisations in power."""
-        cross, co = ([p for p in self.polarisations if (p[0] != p[1]) is c] for c in (True, False))
+        cross, co = ([p for p in self.polarisations if p in pair] for pair in (("vh", "hv"), ("vv", "hh")))
         pair = numerator or next(iter(cross), None), denominator or next(iter(co), None)
         if not set(pair) <= set(self.polarisations):
             raise ValueError(
@@ -176,7 +188,10 @@ class SceneAccessor:
 
     def stack(
         self,
-        channels: Sequence[str | Channel] | None = None,  # in the order wanted; all that were measured when None
+        channels: str
+        | Channel
+        | Sequence[str | Channel]
+        | None = None,  # in the order wanted; all that were measured when None
     ) -> xr.DataArray:  # (channel, y, x) float32, NaN where not valid
         """Stack channels for a model."""
         return stack_channels(self._scene, channels)
@@ -204,7 +219,7 @@ class SceneAccessor:
 
     def plot(
         self,
-        channels: Sequence[str | Channel] | None = None,  # all that were measured when None
+        channels: str | Channel | Sequence[str | Channel] | None = None,  # all that were measured when None
         time: int | None = None,  # index of one date
         limits: tuple[float, float] | None = None,  # of the grey scale, in the scene's unit; 2–98 % when None
     ) -> Any:  # a matplotlib figure

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['QUANTITIES', 'BACKSCATTER', 'MEASURED', 'UNKNOWN', 'KINDS', 'canonical_units', 'canonical_quantity', 'did_you_mean',
-           'Channel', 'Target']
+           'with_synonyms', 'Channel', 'Target']
 
 # %% ../../nbs/10_scenes/00_channels.ipynb #7aba7fd5
 import difflib
+import functools
+import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -78,6 +80,34 @@ def did_you_mean(
     known = {str(option).lower(): str(option) for option in options}
     near = difflib.get_close_matches(str(word).lower(), list(known), n=1)
     return f" Did you mean {known[near[0]]!r}?" if near else ""
+
+# %% ../../nbs/10_scenes/00_channels.ipynb #e79c081e
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def with_synonyms(
+    **synonyms: str,  # another word for an argument, to its name
+) -> Callable[[_F], _F]:  # a decorator
+    """Let a function take arguments by other words, and name what comes nearest to words it doesn't know."""
+
+    def decorate(function: _F) -> _F:
+        names = list(inspect.signature(function).parameters)
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **given: Any) -> Any:
+            for word in [word for word in given if word not in names]:
+                name = synonyms.get(word)
+                if name is None or name in given:
+                    why = f"takes {name!r} for it, and has it already" if name else f"takes {names}"
+                    raise TypeError(
+                        f"{function.__name__} has no argument {word!r}; it {why}.{did_you_mean(word, names)}"
+                    )
+                given[name] = given.pop(word)
+            return function(*arguments, **given)
+
+        return cast(_F, call)
+
+    return decorate
 
 # %% ../../nbs/10_scenes/00_channels.ipynb #3f2bcd0b
 @dataclass(frozen=True)

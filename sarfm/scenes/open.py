@@ -13,11 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
+from pyproj import CRS
 
 from ..io.files import CorruptData, atomic_path
 from .accessor import SceneAccessor
-from .channels import MEASURED, Target, canonical_quantity, canonical_units, did_you_mean
+from .channels import MEASURED, Target, canonical_quantity, canonical_units, did_you_mean, with_synonyms
+from .overlay import Placed, placed
+from .place import scene_crs
+from .plausibility import check_plausible
 from sarfm.scenes.questions import (
     OpenQuestion,
     Questions,
@@ -26,11 +31,13 @@ from sarfm.scenes.questions import (
     as_stored,
     calibrated,
     check_answers,
+    check_images,
     check_same_grid,
     choose_channels,
     lay_out_sources,
     name_bands,
     read_target,
+    settle_place,
     settle_statements,
     sort_bands,
     stack_dates,
@@ -59,13 +66,40 @@ _all_ = ["OpenQuestion", "SceneAccessor", "channel_names", "check_scene", "flag_
 _all_ += ["measured_variables", "scene_lonlat", "spacing_m", "stack_channels", "time_values"]
 
 # %% ../../nbs/10_scenes/07_open.ipynb #de61712f
+def _plain_attributes(
+    scene: xr.Dataset,  # a Scene
+) -> xr.Dataset:  # a copy, with attributes that NetCDF can hold
+    """Write what is true or false as 1 or 0, leave out what is None, and write anything else that is no number as text."""
+    for holder in (scene, *scene.variables.values()):
+        kept = {str(key): value for key, value in holder.attrs.items() if value is not None}
+        holder.attrs = {key: _plain(value) for key, value in kept.items()}
+    return scene
+
+
+def _plain(
+    value: Any,  # of an attribute
+) -> Any:  # text, a number or an array of numbers
+    """Write a value as NetCDF can hold it."""
+    if isinstance(value, str):
+        return value
+    try:
+        array = np.asarray(value)
+    except ValueError:  # a ragged list
+        return str(value)
+    if array.dtype.kind == "b":
+        return array.astype(np.int8)[()]
+    numbers = array.dtype.kind in "iuf" and array.dtype.itemsize <= 8
+    texts = array.dtype.kind == "U" and array.ndim == 1
+    return value if (numbers and array.ndim < 2) or texts else str(value)
+
+
 def save_scene(
     scene: xr.Dataset,  # a Scene
     path: str | Path,  # of the NetCDF file
     scale: float | None = None,  # step of 16-bit packing, in the scene's unit; exact float32 when None
 ) -> Path:  # the file written
     """Save a Scene so that it opens again without questions."""
-    scene, path = check_scene(scene).copy(), Path(path)
+    scene, path = _plain_attributes(check_scene(scene).copy()), Path(path)
     if path.suffix != ".nc":
         raise ValueError(f"expected a file name ending in .nc, got {path}")
     encoding: dict[str, dict[str, Any]] = {n: {"zlib": True, "complevel": 5, "shuffle": True} for n in scene.data_vars}
@@ -134,6 +168,9 @@ def _agree_with(
     given: Mapping[str, Any],  # arguments of open_scene
 ) -> None:
     """Refuse answers that contradict a saved scene."""
+    own = scene_crs(scene) if "spatial_ref" in scene.coords else None
+    if given["crs"] is not None and own != CRS.from_user_input(given["crs"]):
+        raise ValueError(f"{path} states {own and own.name}, but crs={given['crs']!r} was given; leave it out")
     channels = channels_of(scene)
     check_answers(list(scene.data_vars), **{key: given[key] for key in ("units", "quantity", "nodata", "formula")})
     canonical = {"units": canonical_units, "quantity": canonical_quantity}
@@ -151,7 +188,12 @@ def _agree_with(
                 f"{path}: {channel} was saved with values of {values} as data, but nodata={values} was given; "
                 "open its source again, or leave it out"
             )
-    stated = {"formula": scene.attrs.get("formula"), "bands": date_dimension(scene) or "channel", "variables": None}
+    stated = {
+        "formula": scene.attrs.get("formula"),
+        "bands": date_dimension(scene) or "channel",
+        "variables": None,
+        "group": None,
+    }
     for key, held in stated.items():
         if given[key] is not None and str(given[key]) != str(held):
             raise ValueError(f"{path} was saved with {key} {held!r}, but {given[key]!r} was given; leave it out")
@@ -186,6 +228,7 @@ def _open_saved(
         if name not in (given["labels"] or {}) and (held is None or dict(held.classes) != dict(target.classes)):
             raise ValueError(f"{path} was saved with {name} as {held}, but label_meanings says {target}; leave it out")
     questions = Questions(str(path))
+    given = {**given, "placed": placed(scene)}
     for name, (values, target) in _read_targets(path, (), given, questions).items():
         scene[name] = target_variable(values, target)
     questions.raise_if_any()
@@ -205,7 +248,10 @@ def _named_bands(
     if questions.asked:  # ask everything else as well, at once
         keys = ("units", "quantity", "nodata", "formula")
         rest = {k: None if isinstance(given[k], Mapping) else given[k] for k in keys}
-        settle_statements({"": named}, **rest, questions=questions)
+        alike: dict[str, list[Any]] = {}  # bands that state the same unit and quantity, if any
+        for band in named:
+            alike.setdefault(" ".join(filter(None, (band.quantity, band.units))), []).append(band)
+        settle_statements(alike, **rest, questions=questions)
         questions.raise_if_any()
     cube = sort_bands(choose_channels(named, given["channels"], files[0][2]), questions, given["dates"])
     _ask_unstated(rasters, given, questions)
@@ -236,7 +282,8 @@ def _read_targets(
     """Read all targets of a scene."""
     asked, meanings = dict(given["labels"] or {}), given["label_meanings"] or {}
     where = {name: name for name in stated if name not in map(str, asked.values())} | asked
-    read = {n: read_target(n, w, first, meanings.get(n), questions) for n, w in where.items()}
+    how = {"scene": given["placed"], "group": given["group"]}
+    read = {n: read_target(n, w, first, meanings.get(n), questions, **how) for n, w in where.items()}
     return {name: found for name, found in read.items() if found is not None}
 
 # %% ../../nbs/10_scenes/07_open.ipynb #374f5653
@@ -253,6 +300,7 @@ def _calibrated_arrays(
     return arrays
 
 # %% ../../nbs/10_scenes/07_open.ipynb #edba9370
+@with_synonyms(polarisations="channels", polarizations="channels")
 def open_scene(
     source: Any,  # path, list of paths, or dict from channel to path or to a list of paths by date
     *,
@@ -274,6 +322,8 @@ def open_scene(
     seasons: Sequence[str] | None = None,  # seasons of the files or bands, instead of dates
     variables: Mapping[str, str]
     | None = None,  # variable, variable/band, or description of an image's band, to channel
+    group: str | None = None,  # NetCDF, HDF5, Zarr: the group that holds the images; the root when None
+    crs: Any = None,  # where the file has coordinates and doesn't say of which system; anything pyproj understands
     labels: Mapping[str, str | Path] | None = None,  # target to file, or to a variable of the file
     label_meanings: Mapping[str, Target | Mapping[int, str]]
     | None = None,  # target to what it is, or to code to meaning
@@ -295,20 +345,27 @@ def open_scene(
     given |= {"units": units, "quantity": quantity, "nodata": nodata, "formula": formula}
     if len(files) == 1 and (saved := _saved_scene(first)) is not None:
         given |= {"times": times, "seasons": seasons, "variables": variables, "attrs": attrs, "chunks": chunks}
+        given |= {"group": group, "crs": crs}
         return _open_saved(saved, first, files[0][0], given)
     questions, wanted = Questions(str(first)), [name.lower() for name in channels or () if name]
-    rasters = [read_file(path, variables, chunks, wanted) for _, _, path in files]
+    rasters = [read_file(path, variables, chunks, wanted, group) for _, _, path in files]
+    for raster in rasters:
+        check_images(raster, questions)
     cube = _named_bands(files, rasters, given, questions)
     check_answers(list(cube), units=units, quantity=quantity, nodata=nodata, formula=formula)
     said = settle_statements(cube, units, quantity, nodata, formula, questions)
+    place = settle_place(rasters[0], crs)
+    shape = next(iter(cube.values()))[0].values.shape
+    given |= {"group": group, "placed": Placed(shape, place["crs"], place["transform"], place["gcps"])}
     targets = _read_targets(first, rasters[0].targets, given, questions)
     questions.raise_if_any()
     check_same_grid(rasters)
     provenance = rasters[0].attrs | {"source": ", ".join(dict.fromkeys(p.name for _, _, p in files))}
     provenance |= ({"formula": str(formula)} if formula else {}) | dict(attrs or {})
-    place = {"crs": rasters[0].crs, "transform": rasters[0].transform, "gcps": rasters[0].tie_points}
     along = "season" if seasons is not None or bands == "season" or rasters[0].along == "season" else "time"
     at = next(([b.at for b in bands] for bands in cube.values() if bands[0].at is not None), None)
     place |= {f"{along}s": at}
     measures = {key: said[key] for key in ("units", "quantity")}
-    return make_scene(_calibrated_arrays(cube, said), **measures, **place, labels=targets, attrs=provenance)
+    arrays = _calibrated_arrays(cube, said)
+    check_plausible(str(first), arrays, **measures)
+    return make_scene(arrays, **measures, **place, labels=targets, attrs=provenance)

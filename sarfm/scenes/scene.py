@@ -16,9 +16,18 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .channels import MEASURED, Channel, Target, canonical_quantity, canonical_units, did_you_mean
-from .place import grid_lonlat, ground_spacing_m, tie_point_lonlat
-from .tags import stated_time
+from sarfm.scenes.channels import (
+    BACKSCATTER,
+    MEASURED,
+    Channel,
+    Target,
+    canonical_quantity,
+    canonical_units,
+    did_you_mean,
+)
+from .place import grid_lonlat, grid_steps, ground_spacing_m, tie_point_lonlat
+from .plausibility import contradictions
+from .tags import check_polarisation, stated_time
 
 # %% ../../nbs/10_scenes/04_scene.ipynb #5032e05c
 def date_dimension(
@@ -258,6 +267,8 @@ def make_scene(
     for name, values in bands.items():
         unit, what = (v[name] if isinstance(v, Mapping) else v for v in (units, quantity))
         unit, what = canonical_units(unit), canonical_quantity(what)
+        if what in BACKSCATTER:
+            check_polarisation(name.lower())
         if np.issubdtype(values.dtype, np.complexfloating):
             raise ValueError(f"{name} is {values.dtype}, expected real numbers; pass abs(z)**2, its intensity")
         band = xr.DataArray(values, dims=(along, "y", "x") if np.ndim(values) == 3 else ("y", "x"))
@@ -268,7 +279,19 @@ def make_scene(
     for name, (values, target) in (labels or {}).items():
         target = target if isinstance(target, Target) else Target(name, classes=target)
         scene[name] = target_variable(values, target)
-    return check_scene(scene)
+    _refuse_contradictions(check_scene(scene))
+    return scene
+
+
+def _refuse_contradictions(
+    scene: xr.Dataset,  # a Scene
+) -> None:
+    """Refuse numbers that cannot be what they are said to be; dask arrays are not computed for it."""
+    for name, image in scene.data_vars.items():
+        if image.chunks is None and (what := image.attrs.get("quantity")):
+            numbers = image.values[np.isfinite(image.values)]
+            if wrong := contradictions(str(name), numbers, image.attrs["units"], what):
+                raise ValueError(f"{scene.attrs.get('source', 'the scene')}: {wrong[0]}; correct units or quantity")
 
 
 def _common_shape(
@@ -360,9 +383,13 @@ def spacing_m(
         from pyproj import CRS
 
         crs = CRS.from_wkt(scene.spatial_ref.attrs["crs_wkt"])
-        if crs.is_projected and scene.sizes["y"] > 1 and scene.sizes["x"] > 1:
-            area = abs(float(scene.y[1] - scene.y[0]) * float(scene.x[1] - scene.x[0]))
-            return float(np.sqrt(area)) * crs.axis_info[0].unit_conversion_factor
+        if max(scene.sizes["y"], scene.sizes["x"]) == 1:
+            return None
+        dy, dx = grid_steps(scene.y.values, scene.x.values)
+        if crs.is_projected:
+            return float(np.sqrt(abs(dy * dx))) * crs.axis_info[0].unit_conversion_factor
+        y, x = (scene[d].values[scene.sizes[d] // 2] + s * np.array([-1, 0, 1]) for d, s in (("y", dy), ("x", dx)))
+        return ground_spacing_m(*grid_lonlat(crs, y, x))
     elif "gcp_row" not in scene.coords:
         stated = scene.attrs.get("spacing_m")
         return None if stated is None else float(stated)

@@ -175,12 +175,13 @@ def draw(
 # %% ../../nbs/60_viz/01_figures.ipynb #273d2d8a
 def show_scene(
     scene: xr.Dataset,  # the Scene contract
-    channels: list[str] | None = None,  # such as ["vv@0", "vh@0"]; all when None
+    channels: str | list[str] | None = None,  # such as "vv" or ["vv@0", "vh@0"]; all when None
     time: int | None = None,  # one date by its index; all when None
     limits: tuple[float, float] | None = None,  # in dB; each polarisation's 2nd and 98th percentile when None
 ) -> "Figure":
     """Show a scene's channels in dB, polarisations below each other and dates beside each other."""
-    names = [c for c in channels or channel_names(scene) if time is None or c.endswith(f"@{time}") or "@" not in c]
+    chosen = [channels] if isinstance(channels, str) else channels or channel_names(scene)
+    names = [c for c in chosen if time is None or c.endswith(f"@{time}") or "@" not in c]
     if not names:
         raise ValueError(
             f"expected one of the channels {channel_names(scene)}; got channels={channels}, time={time}. Choose from these"

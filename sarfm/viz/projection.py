@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from pyproj import CRS, Transformer
 
-from ..scenes.place import PixelMap, metric_crs, on_a_grid
+from ..scenes.place import PixelMap, metric_crs
 
 # %% ../../nbs/60_viz/01_projection.ipynb #4b99ce8c
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def project_scene(
     w, h = max(2, round((x_max - x_min) / pixel_m)), max(2, round((y_max - y_min) / pixel_m))
     x = x_min + (np.arange(w) + 0.5) / w * (x_max - x_min)
     y = y_max - (np.arange(h) + 0.5) / h * (y_max - y_min)
-    rows, columns = on_a_grid(lambda y_m, x_m: pixels.to_scene(x_m, y_m), y, x)
+    rows, columns = pixels.block(x, y)
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     rows, columns = (np.where(inside, np.floor(v), -1).astype(np.int32) for v in (rows, columns))
     return MapGrid(crs, (height, width), (x_min, y_min, x_max, y_max), rows, columns, pixels)
