@@ -16,6 +16,7 @@ from typing import Any
 from . import __version__
 from .io.files import read_json
 from .runs.folders import check_same_run, code_commit, read_run
+from .runs.inputs import check_model
 from .runs.notebooks import RunFailed, run_notebook
 from .runs.parameters import check_parameters, describe_parameters, parse_texts, read_preset
 from .runs.sweeps import run_sweep
@@ -50,6 +51,7 @@ def command_line() -> argparse.ArgumentParser:  # every command with its options
         help="images and labels, laid out like the run's data set (default: its held-out part)",
     )
     score.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
+    score.add_argument("--contestant", metavar="NAME", help="of a comparison (default: the run's own model)")
     score.add_argument("--out", metavar="DIR", help="folder of the results (default: evaluate-NAME below RUN)")
     score.add_argument("--kernel", default="python3", metavar="NAME", help="a Jupyter kernel (default: %(default)s)")
     score.add_argument("--quiet", action="store_true", help="do not forward the notebook's output")
@@ -59,7 +61,8 @@ def command_line() -> argparse.ArgumentParser:  # every command with its options
     sweep = commands.add_parser("sweep", help="run every combination of lists of values")
     sweep.add_argument("file", help="YAML with notebook, parameters and sweep")
     sweep.add_argument("--out", required=True, metavar="DIR", help="folder for the runs and the table")
-    sweep.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
+    sweep.add_argument("--cluster", choices=("local", "slurm"), default="local", help="where (default: %(default)s)")
+    sweep.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: 1 locally, any number on slurm)")
     sweep.add_argument("--kernel", default="python3", metavar="NAME", help="a Jupyter kernel (default: %(default)s)")
     _data_commands(commands.add_parser("data", help="list, show, fetch, check and prepare data sets; prepared stores"))
     commands.add_parser("version", help="print version and commit")
@@ -136,6 +139,7 @@ def _predict_command(parser: argparse.ArgumentParser) -> None:
         metavar="SCENES",
         help="files, FILE+FILE for two dates, folders, data sets",
     )
+    parser.add_argument("--contestant", metavar="NAME", help="of a comparison (default: the run's own model)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the stores and maps")
     parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
     parser.add_argument("--kernel", default="python3", metavar="NAME", help="a Jupyter kernel (default: %(default)s)")
@@ -182,18 +186,21 @@ def _text(value: Any) -> str:
 def _evaluation(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     """Check the words of `sarfm evaluate`: parameters and folder of the run."""
     given, run = _given("evaluate", arguments.parameter), Path(arguments.run)
-    for name, word in (("finetuned", "RUN"), ("images", "--images"), ("out", "--out")):
+    for name, word in (("finetuned", "RUN"), ("images", "--images"), ("contestant", "--contestant"), ("out", "--out")):
         if name in given and (name == "finetuned" or getattr(arguments, name) is not None):
             raise ValueError(f"{name} is given twice: as {word} and as -p {name}={given[name]}")
-    if not (run / "model.json").is_file():
-        raise FileNotFoundError(f"there is no {run / 'model.json'}. Give the folder of a finished run of finetune")
-    if "tasks" not in read_json(run / "model.json").get("config", {}):
-        raise ValueError(f"the model in {run} predicts no target. Give the folder of a run of finetune")
+    if arguments.contestant:
+        given["contestant"] = arguments.contestant
+    who = given.get("contestant", "")
+    check_model(str(run), who, predicts=True)
+    suffix = f"-{who}" if who else ""
     if (asked := arguments.images or given.get("images", "")) == "":
-        return {**given, "finetuned": str(run)}, Path(arguments.out or given.pop("out", "") or run / "evaluate")
+        return {**given, "finetuned": str(run)}, Path(
+            arguments.out or given.pop("out", "") or run / f"evaluate{suffix}"
+        )
     if not (images := Path(asked)).is_dir():
         raise FileNotFoundError(f"there is no folder {images}. Give the one that holds the images and masks")
-    folder = Path(arguments.out or given.pop("out", "") or run / f"evaluate-{images.resolve().name}")
+    folder = Path(arguments.out or given.pop("out", "") or run / f"evaluate-{images.resolve().name}{suffix}")
     if folder.resolve().is_relative_to(images.resolve()):
         raise ValueError(
             f"the results would be written into the folder of the images: {folder}. Choose another (--out)"
@@ -220,6 +227,10 @@ def _scores(result: dict[str, Any]) -> list[str]:
     for name, each in result["classes"].items():
         said = [score for score in ("iou", "f1", "false_alarm", "average_precision") if score in each]
         lines.append(f"{name}: " + ", ".join(f"{score} {_text(each[score])}" for score in said))
+    if result["trained_on"] is None:
+        lines.append(
+            "mind: the run's data set isn't at hand, so whether it was trained on any of the images is unknown"
+        )
     if result["trained_on"]:
         lines.append(
             f"mind: the run was trained on {len(result['trained_on'])} of the images; these scores are no test"
@@ -231,13 +242,14 @@ def _scores(result: dict[str, Any]) -> list[str]:
 def _predict(arguments: argparse.Namespace) -> int:
     """Predict scenes into files, and print what was refused."""
     given = _given("predict", arguments.parameter)
-    for name, word in (("finetuned", "RUN"), ("scenes", "--scenes"), ("out", "--out")):
+    words = {"finetuned": "RUN", "scenes": "--scenes", "out": "--out"}
+    words |= {"contestant": "--contestant"} if arguments.contestant else {}
+    for name, word in words.items():
         if name in given:
             raise ValueError(f"{name} is given twice: as {word} and as -p {name}={given[name]}")
-    if not (Path(arguments.run) / "model.json").is_file():
-        raise FileNotFoundError(
-            f"there is no {arguments.run}/model.json. Give the folder of a finished run of finetune"
-        )
+    if arguments.contestant:
+        given["contestant"] = arguments.contestant
+    check_model(arguments.run, given.get("contestant", ""), predicts=True)
     given |= {"finetuned": arguments.run, "scenes": list(arguments.scenes)}
     done = run_notebook("predict", given, arguments.out, arguments.kernel, not arguments.quiet)
     table = importlib.import_module("pandas").read_parquet(done.parent / "scenes.parquet")
@@ -250,12 +262,15 @@ def _predict(arguments: argparse.Namespace) -> int:
 # %% ../nbs/79_cli.ipynb #9ee2b837
 def _sweep(arguments: argparse.Namespace) -> int:
     """Run a sweep and print its table."""
-    table = run_sweep(arguments.file, arguments.out, arguments.jobs, arguments.kernel)
+    jobs = {} if arguments.jobs is None else {"jobs": arguments.jobs}
+    local = arguments.cluster == "local"
+    start = run_sweep if local else importlib.import_module("sarfm.runs.cluster").run_on_slurm
+    table = start(arguments.file, arguments.out, kernel=arguments.kernel, **jobs)
     print(table.to_string(index=False))
     print(f"the table: {Path(arguments.out) / 'table.md'}")
     failed = int((table["status"] != "done").sum())
     if failed:
-        print(f"{failed} of {len(table)} runs are not done; see run.log in their folders", file=sys.stderr)
+        print(f"{failed} of {len(table)} runs are not done; see reason, and run.log in their folders", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -330,8 +345,8 @@ def main(
     except (ValueError, OSError) as error:  # refused: the message says what was expected, what came, what to do
         print(f"sarfm: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("sarfm: stopped; the same command continues", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"sarfm: {stop if stop.args else 'stopped; the same command continues'}", file=sys.stderr)
         return 130
     except RunFailed as error:
         print(f"sarfm: the run failed: {error}", file=sys.stderr)

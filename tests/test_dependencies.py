@@ -20,7 +20,7 @@ WITHOUT_IMPORT = {  # declared, and needed although no line of the package impor
     "panel": "hvplot's widgets, in the version that fits bokeh",
     "torchvision": "timm imports it; declared so that it is the build that fits torch",
 }
-COMING: set[str] = {"submitit"}  # declared before what imports it has landed: empty in a release
+COMING: set[str] = set()  # declared before what imports it has landed: empty in a release
 TOOLS = {  # development, called by name
     "build", "execnb", "fastcore", "ghapi", "import-linter", "myst-nb", "nbdev", "pre-commit", "pyrefly", "pytest-xdist", "ruff",
     "sphinx", "sphinx-book-theme",

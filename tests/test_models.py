@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from predictors import one_target, unet
 from torch.nn import functional as F
 
-from sarfm.models.kinds import build_encoder, encoder_size
+from sarfm.models.kinds import build_encoder
 from sarfm.models.mae import MAE
 from sarfm.models.masking import block_mask, random_mask, split_mask, visible_count
 from sarfm.models.neck import Neck
 from sarfm.models.reconstruction import valid_statistics
+from sarfm.models.sizes import encoder_size
 from sarfm.models.tokens import pad_to_multiple, patchify, sincos_position, take_tokens, token_validity, unpatchify
 from sarfm.models.vit import Block, DecoderAttention, DecoderBlock, Encoder, attended
 

@@ -164,21 +164,21 @@ def test_a_killed_rank_ends_the_run_with_its_name_and_the_run_continues(folder, 
             killed.append(time.monotonic())
             os.kill(int((folder / "pid-1").read_text()), signal.SIGKILL)
 
-    how = {"out": out, "steps_per_epoch": EVERY, "device": "cpu", "devices": 2, "progress": False}
+    how = {"out": out, "steps_per_epoch": EVERY, "device": "cpu", "progress": False}
     how |= {"validation_batches": 2, "on_epoch": kill, "timeout_s": PATIENCE_S}
-    training, data = made(folder, "fp32")
+    training, data = made(folder, "fp32", devices=2)
     with pytest.raises(RankFailed, match=r"rank 1 of 2 \(process \d+\) was killed"):
         fit(training, data, **how)
     assert time.monotonic() - killed[0] < allowed(10)
     assert [path.name for path in out.rglob("*") if path.is_file()] == ["last.ckpt"]
-    training, data = made(folder, "fp32")
     whole, weights = history_of(told, "fp32")
+    training, data = made(folder, "fp32", devices=2 if SOAK else 1)
     if SOAK:
         pd.testing.assert_frame_equal(fit(training, data, **how), whole)  # to the bit
         assert all(map(torch.equal, training.trained().state_dict().values(), weights))
     else:
         with pytest.warns(UserWarning, match="ran with 2 devices and continues with 1"):
-            history = fit(training, data, **(how | {"devices": 1}))
+            history = fit(training, data, **how)
         pd.testing.assert_frame_equal(history[:4], whole[:4])
         np.testing.assert_allclose(history["loss"], whole["loss"], rtol=1e-5)
     assert shown == [(4, False), (8, False), (12, False)]
@@ -193,13 +193,15 @@ def test_a_stopped_rank_ends_the_run_after_the_timeout(told):
 
 
 def test_what_cannot_be_shared_is_refused_before_a_rank_starts(folder):
-    training, data = made(folder, "fp32")
     how = {"out": folder / "refused", "steps_per_epoch": EVERY, "device": "cpu", "progress": False}
-    data.batch_size = 5
+    training, data = made(folder, "fp32", batch_size=5, devices=3)
     with pytest.raises(ValueError, match="3 devices share a batch equally; it has 5 items"):
-        fit(training, data, devices=3, **how)
+        fit(training, data, **how)
     with pytest.raises(ValueError, match="give a PatchDataModule"):
-        fit(training, DataLoader(range(16), batch_size=4), devices=2, **how)
-    with pytest.raises(ValueError, match="devices is how many share each batch"):
-        fit(training, data, devices=0, **how)
+        fit(training, DataLoader(range(16), batch_size=4), **how)
+    with pytest.raises(ValueError, match="devices is at least 1; got 0"):
+        made(folder, "fp32", devices=0)
+    data.batch_size = 6
+    with pytest.raises(ValueError, match=r"batches of 5 items, the data give 6. Give the data batch_size=5"):
+        fit(training, data, **how)
     assert not (folder / "refused").exists()

@@ -14,11 +14,20 @@ import pandas as pd
 import pytest
 from patience import PATIENCE_S, until
 
+from sarfm.cli import main
 from sarfm.io.files import StoreLocked, lock
-from sarfm.runs.folders import RunFolder, read_run
+from sarfm.runs.folders import RunFolder, read_run, read_run_parameters
 from sarfm.runs.notebooks import RunFailed, run_notebook
-from sarfm.runs.parameters import check_parameters, declared_parameters, notebook_path, parse_value, run_names
+from sarfm.runs.parameters import (
+    check_parameters,
+    declared_parameters,
+    group_class,
+    notebook_path,
+    parse_value,
+    run_names,
+)
 from sarfm.runs.sweeps import read_sweep, run_sweep
+from sarfm.train.checkpoints import load_checkpoint
 
 PARAMETERS = """out: str = "runs/toy"  # folder of the run
 steps: int = 4  # steps, >= 1
@@ -43,7 +52,9 @@ done = json.loads(progress.read_text()) if progress.exists() else []"""
 LOOP = """for step in range(len(done), steps):
     time.sleep(seconds)
     done.append([step, os.getpid()])
-    progress.write_text(json.dumps(done))
+    part = progress.with_suffix(".part")
+    part.write_text(json.dumps(done))
+    os.replace(part, progress)  # killed in between, it holds the last state
     assert not (fail and step == 1), "a cell that fails"
 print("done", steps)"""
 
@@ -239,7 +250,7 @@ def test_a_sweep_makes_every_combination_skips_what_is_done_and_keeps_failures(t
         ("notebook: TOY\nsweep: {}\n", "one list of values"),
         ("notebook: TOY\nsweep: {out: [a, b]}\n", "--out"),
         ("notebook: TOY\nlists: {ratio: [0.5]}\n", "expected notebook, sweep"),
-        ("- 1\n", "expected notebook, sweep"),
+        ("- 1\n", "got a list"),
         ("notebook: TOY\nparameters: {ratio: 0.5}\nsweep: {ratio: [0.1]}\n", "swept or fixed"),
     ],
 )
@@ -251,9 +262,7 @@ def test_a_wrong_sweep_is_refused_before_it_starts(toy, tmp_path, text, expected
 
 @pytest.mark.row(9)
 def test_a_sweep_file_runs_no_code(toy, tmp_path):
-    import yaml
-
-    with pytest.raises(yaml.YAMLError):
+    with pytest.raises(ValueError, match="nothing is executed"):
         read_sweep(
             sweep_file(
                 toy, tmp_path, "notebook: !!python/object/apply:os.system ['touch canary']\nsweep: {ratio: [0.5]}\n"
@@ -367,8 +376,12 @@ def test_sweeps_that_come_with_sarfm_are_sound():
 def test_the_chain_from_pretraining_to_comparison(tmp_path, monkeypatch):
     monkeypatch.setenv("SARFM_DATA", str(tmp_path / "data"))
     run_notebook(
-        "pretrain", {"learn.steps": 6, "checkpoint_every": 3, "data.stride_px": 24}, tmp_path / "p", progress=False
+        "pretrain",
+        {"learn.steps": 6, "learn.devices": 2, "checkpoint_every": 3, "data.stride_px": 24, "device": "cpu"},
+        tmp_path / "p",
+        progress=False,
     )
+    assert load_checkpoint(tmp_path / "p/checkpoints/last.ckpt")["devices"] == 2
     history = pd.read_parquet(tmp_path / "p" / "history.parquet")
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
     run_notebook("finetune", {"pretrained": str(tmp_path / "p"), "learn.steps": 3}, tmp_path / "f", progress=False)
@@ -383,6 +396,11 @@ def test_the_chain_from_pretraining_to_comparison(tmp_path, monkeypatch):
     run_notebook("finetune", given, tmp_path / "c", progress=False)
     assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) == 3
     run_notebook("report", {"runs": str(tmp_path / "c"), "draws": 50}, tmp_path / "r", progress=False)
+    assert main(["evaluate", str(tmp_path / "c"), "--contestant", "unet", "-p", "draws=50", "--quiet"]) == 0
+    assert json.loads((tmp_path / "c/evaluate-unet/evaluate.json").read_text())["model"] == str(
+        tmp_path / "c/models/unet"
+    )
+    assert main(["predict", str(tmp_path / "c"), "--contestant", "vgg", "--scenes", "borneo", "--out", "x"]) == 2
     differences = pd.read_parquet(tmp_path / "r/differences.parquet")
     assert set(differences["over"]) == {"scratch", "unet"} and (differences["low"] <= differences["high"]).all()
     page = (tmp_path / "p" / "figures" / "map.html").read_text()
@@ -408,3 +426,119 @@ def test_threads_of_a_kernel_sleep_while_they_wait_unless_the_user_has_said_how(
     assert "GOMP_SPINCOUNT" not in os.environ
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert said("active") == "[None, 'ACTIVE']"
+
+
+@pytest.mark.parametrize(
+    ("slip", "expected"),
+    [
+        ("notebook: TOY\nsweep:\n\tratio: [0.5]\n", r"line 3: .*Indent with spaces"),
+        ("notebook: TOY\nsweep: {ratio: [0.5]}\nsweep: {ratio: [0.1]}\n", "line 3: 'sweep' is given twice"),
+        ("notebook: TOY\nsweep:\n  ratio: [0.5]\n  ratio: [0.1]\n", "line 4: 'ratio' is given twice"),
+        ("notebook: TOY\nsweep\n  ratio: [0.5]\n", "line 2: .*colon"),
+        ("notebook: TOY\nsweep: {ratio: *values}\n", "line 2: found undefined alias 'values'"),
+        ("notebook: TOY\nsweep: {ratio: [0.5}\n", "line 2: .*Close the bracket"),
+        ("notebook: TOY\nparameters: [steps]\nsweep: {ratio: [0.5]}\n", "parameters are names with values"),
+        ("notebook: [TOY]\nsweep: {ratio: [0.5]}\n", "notebook is a name or a path"),
+        ("notebook: TOY\nsweep: [ratio]\n", "one list of values"),
+        ("notebook: TOY\nsweep: {1: [0.5]}\n", "'1' is not a name"),
+        ("notebook: TOY\nsweep: {text: [2020-13-45]}\n", "is not plain YAML"),
+        ("notebook: pretrian\nsweep: {learn.seed: [0]}\n", "'pretrian' is not a run of sarfm"),
+        ("first: [TOY]\nnotebook: TOY\n", "first holds names"),
+        ("", "got nothing"),
+        ("just words\n", "got a text"),
+    ],
+)
+def test_slips_in_a_sweep_or_preset_are_words_with_file_and_line(toy, tmp_path, slip, expected, capsys):
+    path = sweep_file(toy, tmp_path, slip)
+    assert main(["sweep", str(path), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert re.search(expected, said, re.S) and "sweep.yaml" in said and "Traceback" not in said
+    assert main(["run", str(toy), "--preset", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "sweep.yaml" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_run_that_never_began_does_not_block_its_folder(tmp_path):
+    out = tmp_path / "out"
+    path = write_toy(tmp_path / "early.ipynb", then=())
+    cells = nbformat.read(path, 4)
+    cells.cells[1].source = f'from sarfm.runs.notebooks import open_run\nrun = open_run("{path}", globals())'
+    cells.cells.append(nbformat.v4.new_code_cell(f"assert not fail, 'no data'\n{END.replace('len(done)', 'steps')}"))
+    nbformat.write(cells, path)
+    with pytest.raises(RunFailed, match="no data"):
+        run_notebook(path, {"fail": True}, out, progress=False)
+    run_notebook(path, {"fail": False}, out, progress=False)
+    assert read_run(out)["parameters"]["fail"] is False
+    with pytest.raises(ValueError, match="fail=False, now True"):
+        run_notebook(path, {"fail": True}, out, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("notebook", "given", "expected"),
+    [
+        ("pretrain", {"data.dataset": "borneoo"}, "Did you mean 'borneo'"),
+        ("pretrain", {"data.dataset": "mine.yaml"}, "mine.yaml does not exist"),
+        ("pretrain", {"data.folder": "nowhere"}, "there is no folder nowhere"),
+        ("pretrain", {"data.dataset": "ombria"}, "with files of ombria"),
+        ("pretrain", {"device": "gpu"}, "device is auto, cpu, cuda"),
+        ("finetune", {"pretrained": "nowhere"}, "there is no nowhere/model.json"),
+        ("evaluate", {"finetuned": "nowhere"}, "there is no nowhere/model.json"),
+        ("predict", {"finetuned": "nowhere"}, "there is no nowhere/model.json"),
+        ("report", {"runs": "nowhere"}, "there is no folder nowhere"),
+    ],
+)
+def test_what_a_run_starts_from_is_looked_at_before_a_kernel_starts(notebook, given, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SARFM_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("sarfm.runs.notebooks._execute", lambda *_: pytest.fail("a kernel started"))
+    with pytest.raises(ValueError, match=re.escape(expected)) as error:
+        run_notebook(notebook, given, tmp_path / "out")
+    assert str(error.value).startswith(f"{notebook}: ") and not (tmp_path / "out").exists()
+
+
+def test_a_checked_run_imports_no_torch(tmp_path):
+    code = "import sys; from sarfm.runs.parameters import check_parameters; from sarfm.runs.inputs import check_inputs"
+    code += "; check_inputs(check_parameters('pretrain', {})); print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
+def test_parameters_lead_where_they_led_when_the_run_was_made(tmp_path, monkeypatch):
+    (tmp_path / "there/files").mkdir(parents=True)
+    (tmp_path / "there/mine.yaml").write_text("")
+    monkeypatch.chdir(tmp_path / "there")
+    RunFolder("run", {"data": {"dataset": "mine.yaml", "folder": "files", "patch_px": 48}, "dataset": "borneo"})
+    monkeypatch.chdir(tmp_path)
+    found = read_run_parameters("there/run")
+    assert found["data"]["dataset"] == str(tmp_path / "there/mine.yaml") and found["dataset"] == "borneo"
+    assert found["data"]["folder"] == str(tmp_path / "there/files") and found["data"]["patch_px"] == 48
+
+
+@pytest.mark.parametrize("name", run_names())
+def test_every_choice_that_a_run_offers_is_accepted(name):
+    offered = 0
+    for parameter in declared_parameters(name).values():
+        if match := re.search(r"one of ((?:[^ ,;|]+ \| )+[^ ,;|)]+)", parameter.comment):
+            for choice in match[1].split(" | "):
+                value = check_parameters(name, {parameter.name: choice})
+                group, _, field = parameter.name.rpartition(".")
+                assert (value[group] if group else value)[field] == choice
+                if point := group_class(group.capitalize().replace("Data", "Cut").replace("Learn", "Recipe")):
+                    point.load()(**{field: choice})
+                offered += 1
+    assert offered or name in ("predict", "report")
+
+
+def test_every_loss_that_finetune_offers_is_a_loss():
+    from sarfm.evaluation.contestants import choose_tasks
+    from sarfm.scenes.channels import Target
+
+    class Store:
+        path = "a store"
+        targets = {"ice": Target("ice", classes={0: "no", 1: "yes"}), "depth": Target("depth", "number", units="m")}
+
+    classes, numbers = declared_parameters("finetune")["losses"].comment.split(": ")[1].split("; ")
+    assert "cross_entropy+dice" in classes
+    for target, losses in (("ice", classes), ("depth", numbers)):
+        for loss in losses.split(", "):
+            given = check_parameters("finetune", {"losses": {target: loss}})["losses"]
+            assert loss in vars(choose_tasks(Store(), losses=given)[target]).values()

@@ -26,7 +26,8 @@ from pydantic import (
 
 from ..io.files import carried, inside
 from ..io.registry import Registry
-from ..scenes.channels import QUANTITIES, Target, canonical_quantity, canonical_units
+from ..io.yaml_files import read_yaml
+from ..scenes.channels import QUANTITIES, Target, canonical_quantity, canonical_units, did_you_mean
 
 # %% ../../nbs/15_datasets/01_entries.ipynb #5b247877
 class _Strict(BaseModel):
@@ -303,8 +304,9 @@ def _entry_path(
     if str(name).endswith((".yaml", ".yml")):
         return Path(name)
     if name not in catalog_names():
+        near = did_you_mean(name, catalog_names())
         raise ValueError(
-            f"no data set {str(name)!r}; the catalogue holds {catalog_names()}, or pass the path of a YAML file"
+            f"no data set {str(name)!r}.{near} The catalogue holds {catalog_names()}; or pass the path of a YAML file"
         )
     return carried("data_catalogs") / f"{name}.yaml"
 
@@ -313,16 +315,11 @@ def load_entry(
     name: str | Path,  # a name from `catalog_names`, or a YAML file
 ) -> Entry:  # checked
     """Read and check an entry."""
-    import yaml
-
     path = _entry_path(name)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        entry = Entry.model_validate(content)
+        entry = Entry.model_validate(read_yaml(path))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} does not exist; give the path of a catalogue YAML file") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not plain YAML: {error}") from error
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'entry'}: {e['msg']}" for e in error.errors())
         raise ValueError(f"{path} is no valid entry: {wrong}. Compare with data_catalogs/schema.json") from error

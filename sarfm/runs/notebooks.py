@@ -18,6 +18,7 @@ from typing import Any
 from ..io.files import clear_when_full, lock, write_json
 from ..io.processes import children_wait
 from .folders import RunFolder, check_same_run, read_run
+from .inputs import check_inputs
 from .parameters import check_parameters, notebook_path, read_namespace
 
 # %% ../../nbs/70_runs/03_notebooks.ipynb #553d9b88
@@ -109,6 +110,10 @@ def run_notebook(
     if done.exists():
         return done
     _check_kernel(kernel)
+    try:
+        check_inputs(values, kernel)
+    except ValueError as error:
+        raise ValueError(f"{source.stem}: {error}") from error
     with lock(folder):
         began = {"notebook": source.stem, "status": "running", "parameters": values}
         write_json(folder / "run.json", read_run(folder) | began)

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'Settings', 'Size', 'run_names', 'notebook_path', 'known_type', 'has_type', 'out_of_range', 'Parameter',
-           'group_class', 'class_parameters', 'declared_parameters', 'parse_value', 'parse_texts', 'check_parameters',
-           'describe_parameters', 'read_namespace', 'preset_names', 'read_preset']
+           'group_class', 'class_parameters', 'declared_parameters', 'parse_value', 'parse_texts', 'find_problem',
+           'check_parameters', 'describe_parameters', 'read_namespace', 'preset_names', 'read_preset']
 
 # %% ../../nbs/70_runs/02_parameters.ipynb #3c801038
 import ast
 import difflib
-import importlib
 import io
 import json
 import re
@@ -25,6 +24,8 @@ from typing import Any
 
 from ..io.files import carried
 from ..io.registry import registered
+from ..io.yaml_files import read_yaml
+from ..models.sizes import encoder_size
 from .folders import flatten, nest
 
 # %% ../../nbs/70_runs/02_parameters.ipynb #f9a30def
@@ -304,8 +305,12 @@ def parse_texts(
     return {name: text if lines[name] is None else parse_value(lines[name], text) for name, text in texts.items()}
 
 # %% ../../nbs/70_runs/02_parameters.ipynb #d652812d
-def _problem(declared: Mapping[str, Parameter], name: Any, value: Any) -> str:  # empty when there is none
-    """Say what is wrong with one given parameter."""
+def find_problem(
+    declared: Mapping[str, Parameter],  # by dotted name
+    name: Any,  # that is given
+    value: Any,  # that is given for it
+) -> str:  # what is wrong; empty when nothing is
+    """Compare one given parameter with what is declared."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name, re.ASCII):
         return f"{str(name)[:60]!r} is not a name: letters, digits and underscores, of a group behind a dot"
     parameter = _line_of(declared, name)
@@ -330,7 +335,7 @@ def _sized(declared: dict[str, Parameter], given: Mapping[str, Any]) -> dict[str
     by = next((p for p in declared.values() if p.type == "Size"), None)
     if by is None:
         return declared
-    sensible = importlib.import_module("sarfm.models.kinds").encoder_size(given.get(by.name, by.default)).sensible()
+    sensible = encoder_size(str(given.get(by.name, by.default))).sensible()
     free = {name: value for name, value in sensible.items() if name in declared and not declared[name].stated}
     return declared | {name: replace(declared[name], default=value) for name, value in free.items()}
 
@@ -345,7 +350,7 @@ def check_parameters(
         declared = declared_parameters(notebook, flat)
         groups = {name.rpartition(".")[0] for name in declared}
         flat = {name: value for name, value in flat.items() if not (value == {} and name in groups)}
-        problems = [p for name, value in flat.items() if (p := _problem(declared, name, value))]
+        problems = [p for name, value in flat.items() if (p := find_problem(declared, name, value))]
         declared = declared if problems else _sized(declared, flat)
     except ValueError as error:
         raise ValueError(f"{Path(notebook).stem}: {error}") from error
@@ -413,21 +418,17 @@ def read_preset(
     notebook: str | Path,  # that it shall be for
 ) -> dict[str, Any]:  # parameters by dotted name
     """Read the parameters of a preset."""
-    import yaml
-
     known = str(preset) in preset_names()
     path = carried("run_notebooks") / "presets" / f"{preset}.yaml" if known else Path(preset)
     if not path.is_file():
         raise FileNotFoundError(f"{str(preset)!r} is no preset; sarfm has {preset_names()}. One of your own is a path")
-    said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if (
-        not isinstance(said, dict)
-        or set(said) != {"notebook", "parameters"}
-        or not isinstance(said["parameters"], dict)
-    ):
-        found = list(said) if isinstance(said, dict) else said
-        raise ValueError(f"{path}: expected notebook and parameters; got {found}")
+    said = read_yaml(path)
+    if set(said) != {"notebook", "parameters"} or not isinstance(said["parameters"], dict):
+        raise ValueError(f"{path}: expected notebook, and parameters as names with values; got {said}. Write both")
     if said["notebook"] != Path(notebook).stem:
         raise ValueError(f"{path} is a preset of {said['notebook']}, not of {Path(notebook).stem}. Choose another")
-    check_parameters(notebook, said["parameters"])
+    try:
+        check_parameters(notebook, said["parameters"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return flatten(said["parameters"])

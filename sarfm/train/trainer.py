@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VALIDATION', 'check_device', 'make_fabric', 'prepare_loaders', 'set_epoch', 'batch_rows', 'validation_loss',
            'draws_of', 'train_step', 'check_resume', 'describe_patch', 'progress_bar', 'find_checkpoint',
-           'train_epochs', 'show', 'train_rank', 'hear_rank', 'fit']
+           'train_epochs', 'show', 'train_rank', 'hear_rank', 'check_batch', 'fit']
 
 # %% ../../nbs/40_train/04_trainer.ipynb #4341951f
 import logging
@@ -355,6 +355,19 @@ def hear_rank(
         training.load(load_checkpoint(path))
         show(training, on_epoch)
 
+# %% ../../nbs/40_train/04_trainer.ipynb #edd220e9
+def check_batch(
+    data: object,  # a DataLoader, or with train_dataloader()
+    batch_size: int,  # of the recipe, B
+) -> None:
+    """Refuse data whose batches are not those of the recipe."""
+    held = getattr(data, "batch_size", batch_size)
+    if hasattr(data, "train_dataloader") and held != batch_size:
+        raise ValueError(
+            f"the recipe learns from batches of {batch_size} items, the data give {held}."
+            f" Give the data batch_size={batch_size}, or change the recipe"
+        )
+
 # %% ../../nbs/40_train/04_trainer.ipynb #f5479ae2
 def fit(
     training: Training,  # what is trained and how; changed in place
@@ -363,7 +376,6 @@ def fit(
     out: str | Path,  # run folder; the checkpoint is out/checkpoints/last.ckpt
     steps_per_epoch: int,  # optimiser steps between checkpoints
     device: str = "auto",  # auto, cpu, cuda, cuda:1, mps
-    devices: int = 1,  # how many of them share each batch, >= 1
     progress: bool = True,  # show a bar
     on_epoch: Callable[[Training], None] | None = None,  # called after each virtual epoch, in eval mode
     validation_batches: int = 0,  # after each virtual epoch; 0: no validation
@@ -371,8 +383,9 @@ def fit(
 ) -> "pd.DataFrame":  # the history, one row per step
     """Train, or continue where the last checkpoint stands."""
     recipe, path = training.recipe, Path(out) / "checkpoints" / "last.ckpt"
-    every = min(recipe.steps, steps_per_epoch)
+    every, devices = min(recipe.steps, steps_per_epoch), recipe.devices
     check_device(device, devices)
+    check_batch(data, recipe.batch_size)
     saved = find_checkpoint(training, path)
     if saved is not None:
         training.load(saved)

@@ -46,6 +46,7 @@ class Recipe:
     layer_decay: float = 1.0  # factor on the rate from layer to layer of an encoder, in (0, 1]; 1: none
     convention: str = "mae"  # of layer decay, one of mae | last_block
     precision: str = "32-true"  # one of 32-true | bf16-mixed
+    devices: int = 1  # CPUs or GPUs that share each batch, >= 1
     seed: int = 0  # of masks, dropout and whatever else is drawn while training, >= 0
 
     def __post_init__(self) -> None:
@@ -63,6 +64,7 @@ class Recipe:
             "layer_decay is a factor in (0, 1]; 0.65 to 0.9 are usual, 1 switches it off": 0 < self.layer_decay <= 1,
             f"convention is one of {', '.join(CONVENTIONS)}": self.convention in CONVENTIONS,
             f"precision is one of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
+            "devices is at least 1": self.devices >= 1,
             "seed is at least 0": self.seed >= 0,
         }
         for rule, holds in fits.items():
@@ -233,6 +235,7 @@ class Resumable(nn.Module):
         """List what a checkpoint must have in common with the training that continues it."""
         weights = sum(parameter.numel() for parameter in self.learner.parameters())
         recipe = dataclasses.asdict(self.recipe) | {"betas": list(self.recipe.betas)}
+        del recipe["devices"]  # a training may go on with fewer or more, and says so
         config = getattr(self.learner, "config", dict)()
         learner = json.dumps(config, sort_keys=True, default=str)
         return recipe | {"freeze": list(self.freeze), "weights": weights, "learner": learner}
