@@ -483,3 +483,63 @@ targets:
 access: open
 read: {scenes: "{scene}_{channel}.tif", targets: {ice: "{scene}_ice.tif"}}
 """
+
+
+def test_a_map_has_the_codes_of_the_label(tmp_path):
+    scene = geographic(10)
+    classes = scene.ice.copy(data=LABEL).assign_attrs(
+        flag_values=np.array([0, 1], np.uint8), flag_meanings="water sea_ice"
+    )
+    scene["ice"] = classes.assign_attrs(target_codes=[1, 4], flag_colors="#0a2a5e #dfe8f0")
+    with rasterio.open(write_cog(scene, tmp_path / "m.tif")) as cog:
+        assert np.array_equal(cog.read(1), np.where(LABEL == 1, 4, 1)) and cog.colormap(1)[4] == (0xDF, 0xE8, 0xF0, 255)
+        assert cog.tags(1)["flag_values"] == "1 4"
+    names = (tmp_path / "m.tif.aux.xml").read_text()
+    assert (
+        "<Category></Category><Category>water</Category>" in names
+        and "<Category>sea_ice</Category></CategoryNames>" in names
+    )
+
+
+def on_terrain(path, height, bend=0.0):
+    """Write a swath of 40 m with tie points on terrain, seen from the left; say where a pixel of the sea lies."""
+    where = lambda r, c, h: (40.0 * c - 1.5 * h + bend * r**2, -2e6 - 40.0 * r)
+    row, column = (
+        v.ravel() for v in np.meshgrid(np.linspace(0, H * 20, 11), np.linspace(0, W * 20, 13), indexing="ij")
+    )
+    z = height(row, column)
+    lon, lat = Transformer.from_crs(POLAR, 4326, always_xy=True).transform(*where(row, column, z))
+    values = np.kron(DB, np.ones((20, 20), "f4"))
+    gcps = [rasterio.control.GroundControlPoint(*p) for p in zip(row, column, lon, lat, z, strict=True)]
+    tif(path, values, crs=None, transform=rasterio.Affine.identity())
+    with rasterio.open(path, "r+") as out:
+        out.gcps = gcps, rasterio.CRS.from_epsg(4326)
+    return path, lambda scene: GEOD.inv(
+        *(v.values[100:700:60, 100:1100:60].ravel() for v in scene.sar.lonlat()),
+        *Transformer.from_crs(POLAR, 4326, always_xy=True).transform(*(v.ravel() for v in where(*np.meshgrid(
+            np.arange(100, 700, 60) + 0.5, np.arange(100, 1100, 60) + 0.5, indexing="ij"), 0.0))))[2].max()  # fmt: skip
+
+
+@pytest.mark.parametrize("bend", [0.0, 1e-4])
+def test_the_sea_beside_a_plateau_is_in_its_place(tmp_path, bend):
+    path, off = on_terrain(tmp_path / "a.tif", lambda r, c: np.where(c > 600, 2000.0, 0.0), bend)
+    with pytest.warns(UserWarning, match="heights from 0 to 2000 m, which moves them by up to"):
+        assert off(open_scene(path, **SIGMA)) < 40
+
+
+def test_even_terrain_is_left_alone(tmp_path):
+    path, off = on_terrain(tmp_path / "a.tif", lambda r, c: 0 * r)
+    with warnings.catch_warnings(action="error"):
+        assert off(open_scene(path, **SIGMA)) < 5
+
+
+def test_heights_that_places_do_not_follow_are_said(tmp_path):
+    rng = np.random.default_rng(1)
+    path, _ = on_terrain(tmp_path / "a.tif", lambda r, c: 0 * r)
+    with rasterio.open(path, "r+") as out:
+        points, crs = out.gcps
+        for point in points:
+            point.x, point.z = point.x + 0.05 * rng.normal(), float(rng.uniform(0, 3000))
+        out.gcps = points, crs
+    with pytest.warns(UserWarning, match="places don't follow them"):
+        open_scene(path, **SIGMA)

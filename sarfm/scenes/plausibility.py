@@ -112,12 +112,10 @@ def check_plausible(
     for name, numbers, unit, what in stated:
         if unit == "dB" and what in BACKSCATTER and looks_like_power(numbers):
             wrong.append(
-                f"{name} is said to be {what} in dB, but is never negative and its median is {np.median(numbers):.3g}"
+                f"{name} is said to be {what} in dB, but is never negative and its median is {np.median(numbers):.3g} (make_scene takes it where that is true)"
             )
     if wrong:
-        raise ValueError(
-            f"{source}: {'; '.join(wrong)}. Correct units, quantity or formula; make_scene takes what is true all the same"
-        )
+        raise ValueError(f"{source}: {'; '.join(wrong)}. Correct units, quantity or formula")
     unlikely = [text for each in stated for text in doubts(*each)] + _cross_above_co(pixels, units, quantity)
     if unlikely:
         warnings.warn(

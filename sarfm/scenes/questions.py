@@ -32,6 +32,7 @@ from sarfm.scenes.channels import (
     did_you_mean,
 )
 from .grids import grid_reference, rows_first
+from .heights import to_one_height
 from .overlay import Placed, flips_onto
 from .plausibility import sample
 from .rasters import FILL_KEYS, IMAGES, open_data, read_file
@@ -108,12 +109,24 @@ def check_images(
     )
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #7f408fa2
+def _lowered(
+    raster: Raster,  # a file
+) -> tuple[np.ndarray | None, str]:  # its tie points at one height, and what is to be said of it
+    """Bring tie points on mountains down to the sea."""
+    if raster.tie_points is None or raster.heights_m is None:
+        return raster.tie_points, ""
+    return to_one_height(raster.tie_points, raster.heights_m)
+
+
 def settle_place(
     raster: Raster,  # the first file
     crs: Any,  # as given to open_scene: anything pyproj understands, or None
 ) -> dict[str, Any]:  # crs, transform and gcps, as make_scene takes them
     """Settle where a scene lies."""
-    nowhere = {"crs": None, "transform": None, "gcps": raster.tie_points}
+    points, said = _lowered(raster)
+    if said:
+        warnings.warn(f"{raster.path}: {said}", stacklevel=3)
+    nowhere = {"crs": None, "transform": None, "gcps": points}
     if crs is None:
         if raster.lost:
             warnings.warn(f"{raster.path} has lost its place: {raster.lost}; say crs=… where you know it", stacklevel=3)
@@ -350,8 +363,8 @@ SENTINELS = (
     -99.0,
     9999.0,
     1e20,
-    float(np.float32(-3.4028235e38)),
-    float(np.float32(9.96921e36)),
+    -3.4028235e38,
+    9.96921e36,
 )
 
 
@@ -416,7 +429,7 @@ def _suspicious(
     found = dict.fromkeys(values, 0)
     for pixels in _blocks(band) if values else ():
         for value in values:
-            found[value] += int(np.count_nonzero(pixels == as_stored([value], dtype)[0]))
+            found[value] += sum(int(np.count_nonzero(pixels == number)) for number in as_stored([value], dtype))
     shares = {value: count / band.values.size for value, count in found.items()}
     return {value: share for value, share in shares.items() if share > (0 if value else 1e-3)}
 
@@ -439,13 +452,13 @@ def _ask_nodata(
             questions.ask("nodata", asked)
             return
         if shares := _suspicious(band, quantity, (*band.nodata, *given), logarithm):
-            held = ", ".join(f"{share:.1%} is {value:g}" for value, share in shares.items())
+            held = ", ".join(f"{share:.1%} is {value:.9g}" for value, share in shares.items())
             said.append(f"{held} in {band.label}")
             found |= shares
     if found:
         values = [*given, *found]
-        one = f"{values[0]:g}" if len(values) == 1 else "[" + ", ".join(f"{value:g}" for value in values) + "]"
-        none = "[" + ", ".join([*(f"{value:g}" for value in given), "'none'"]) + "]" if given else "'none'"
+        one = f"{values[0]:.9g}" if len(values) == 1 else "[" + ", ".join(f"{value:.9g}" for value in values) + "]"
+        none = "[" + ", ".join([*(f"{value:.9g}" for value in given), "'none'"]) + "]" if given else "'none'"
         questions.ask("nodata", f"{'; '.join(said[:4])}, not declared as no data; say nodata={one}, or {none}")
 
 
@@ -580,7 +593,7 @@ def _placed(
     shape: tuple[int, ...],  # of its images
 ) -> Placed:
     """Take a file's place out of it."""
-    return Placed(tuple(shape[-2:]), raster.crs, raster.transform, raster.tie_points)
+    return Placed(tuple(shape[-2:]), raster.crs, raster.transform, _lowered(raster)[0])
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #febf0f35
 def _label_name(

@@ -96,7 +96,8 @@ def _georeference(
             return {"lost": "its ground control points state no reference system"}
         to_lonlat = Transformer.from_crs(CRS.from_wkt(crs.to_wkt()), "EPSG:4326", always_xy=True)
         lon, lat = to_lonlat.transform([p.x for p in points], [p.y for p in points])
-        return {"tie_points": np.stack([[p.row for p in points], [p.col for p in points], lon, lat], axis=-1)}
+        tied = np.stack([[p.row for p in points], [p.col for p in points], lon, lat], axis=-1)
+        return {"tie_points": tied, "heights_m": np.array([p.z or 0.0 for p in points])}
     if raster.crs is None and raster.transform.is_identity:
         return {}
     if raster.transform.is_identity:

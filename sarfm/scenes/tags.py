@@ -233,6 +233,7 @@ class Raster:
     crs: str | None = None  # WKT
     transform: tuple[float, ...] | None = None  # a, b, c, d, e, f of the affine map from (column, row) to (x, y)
     tie_points: np.ndarray | None = None  # (n, 4): row px, column px, longitude °, latitude °
+    heights_m: np.ndarray | None = None  # (n,) of the terrain at the tie points
     lost: str = ""  # why a place that the file half states isn't known
     groups: tuple[str, ...] = ()  # of a NetCDF or Zarr file that hold images, where its root has none
     attrs: dict[str, Any] = field(default_factory=dict)  # provenance that the file states
