@@ -38,8 +38,9 @@ from sarfm.models.mae import MAE
 from sarfm.models.masking import hide_highest
 from sarfm.patches.contract import InputContract
 from sarfm.patches.prepare import write_store
+from sarfm.scenes.channels import Target
 from sarfm.scenes.open import make_scene
-from sarfm.tasks.tasks import task_for
+from sarfm.tasks.tasks import Classes, task_for
 
 TRIES = 5
 CHANNELS = (3, 12)
@@ -172,8 +173,10 @@ def crops(patches: int = 400, side: int = 256, crop: int = 224) -> Iterator[dict
 class Same(torch.nn.Module):
     """Answer every tile with the same scores of eleven classes: a model that costs nothing."""
 
-    def forward(self, image: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        return image[:, :1].repeat(1, 11, 1, 1)
+    tasks = {"tenths": Classes(Target("tenths", classes={k: f"{k}/10" for k in range(11)}))}
+
+    def forward(self, image: torch.Tensor, valid: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"tenths": image[:, :1].repeat(1, 11, 1, 1)}
 
 
 def plain_scene(side: int) -> tuple[xr.Dataset, InputContract]:
@@ -217,7 +220,7 @@ def sliding_window(side: int = 5000) -> Iterator[dict]:
 
     @torch.inference_mode()
     def theirs() -> None:
-        inferer(contract.apply(scene)[0][None], lambda image: model(image, None)).argmax(1)
+        inferer(contract.apply(scene)[0][None], lambda image: model(image, None)["tenths"]).argmax(1)
 
     ours = lambda: predict_scene(model, contract, scene)
     found = per_item(timed(ours, theirs, rounds=7), tiles)
@@ -260,7 +263,7 @@ def peak(side: int = 5000, whose: str = "ours") -> None:
     before = resident("VmRSS")
     if whose == "monai":
         with torch.inference_mode():
-            inferer(contract.apply(scene)[0][None], lambda image: Same()(image, None)).argmax(1)
+            inferer(contract.apply(scene)[0][None], lambda image: Same()(image, None)["tenths"]).argmax(1)
     else:
         predict_scene(Same(), contract, scene)
     print(before, resident("VmHWM"))

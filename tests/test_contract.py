@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sarfm.patches.contract import InputContract, streaming_statistics
+from sarfm.patches.contract import InputContract, contract_table, streaming_statistics
 from sarfm.patches.prepare import write_store
 from sarfm.scenes.open import make_scene
 
@@ -203,3 +203,29 @@ def test_adapt_converts_decibels_and_power_and_refuses_the_rest(scene, store):
         contract.adapt(scene.assign(vv=scene["vv"].assign_attrs(quantity="sigma0")))
     with pytest.raises(ValueError, match="has no"):
         contract.adapt(scene.drop_vars("vh"))
+
+
+def test_the_product_is_stated_kept_and_compared(scene, tmp_path):
+    stated = {"mode": "IW", "processing": "GRD", "licence": "CC-BY-4.0"}
+    store = write_store({"a": scene.assign_attrs(stated)}, tmp_path / "p.zarr", size=32, progress=False)
+    contract = InputContract.fit(store, range(len(store)), patch_size=8)
+    again = InputContract.model_validate_json(contract.model_dump_json())
+    assert again == contract and {key: getattr(again, key) for key in stated} == stated
+    assert (contract_table(contract)[list(stated)] == list(stated.values())).all(axis=None)
+    contract.check(scene)  # a scene that says nothing is taken
+    with pytest.raises(ValueError, match="its mode is EW, the model's IW; choose a product of that mode"):
+        contract.check(scene.assign_attrs(mode="EW"))
+
+
+def test_a_changed_copy_is_checked_like_any_other(store):
+    contract = InputContract.fit(store, range(len(store)), patch_size=8)
+    assert contract.model_copy(update={"units": "1"}).units == ["1", "1"]
+    assert contract.model_copy(update={"channels": ["vv"]}).mean == contract.mean[:1]
+    with pytest.raises(ValueError, match="extra|Extra"):
+        contract.model_copy(update={"colour": "red"})
+
+
+def test_seasons_travel_in_columns_of_their_own():
+    stated = InputContract(channels=["vv@winter"], units="dB", quantity="sigma0", mean=[-12], std=[4], patch_size=8)
+    (channel,) = stated.model_dump(mode="json")["channels"]
+    assert (channel["variable"], channel["at"]) == ("vv", "winter") and stated.channels == ["vv@winter"]

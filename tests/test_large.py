@@ -61,17 +61,22 @@ def model_of(charts: str):
     """Make a model that costs nothing: of eleven classes, or of three charts."""
     import torch
 
-    class Same(torch.nn.Module):
-        def forward(self, image, valid):
-            return image[:, :1].expand(-1, 11, -1, -1)
+    from sarfm.ice.charts import chart_targets
+    from sarfm.tasks.tasks import task_for
 
     class Charts(torch.nn.Module):
-        tasks, regression = {"sic": 11, "sod": 6, "floe": 7}, ("sic",)
+        def __init__(self, **tasks):
+            super().__init__()
+            self.tasks = tasks
 
         def forward(self, image, valid):
-            return {n: image[:, :1].expand(-1, 1 if n in self.regression else k, -1, -1) for n, k in self.tasks.items()}
+            return {name: image[:, :1].expand(-1, task.channels, -1, -1) for name, task in self.tasks.items()}
 
-    return Charts() if charts == "charts" else Same()
+    targets = chart_targets()
+    if charts != "charts":
+        return Charts(sic=task_for(targets["sic"]))
+    learnt_as = {"sic": {"loss_of": "number"}}
+    return Charts(**{name: task_for(target, **learnt_as.get(name, {})) for name, target in targets.items()})
 
 
 def work(what: str, folder: Path, height: int, width: int) -> None:

@@ -10,17 +10,19 @@ from torch import nn
 from sarfm.evaluation.many import list_inputs, predict_many
 from sarfm.evaluation.predict import open_prediction
 from sarfm.patches.contract import InputContract
+from sarfm.scenes.channels import Target
 from sarfm.scenes.open import make_scene, open_scene, save_scene
+from sarfm.tasks.tasks import Classes
 
 
 class Darkness(nn.Module):
     """Call what is darker than the mean of the first channel "dark"; counts how often it is run."""
 
-    tiles = 0
+    tiles, tasks = 0, {"tone": Classes(Target("tone", classes={0: "light", 1: "dark"}))}
 
     def forward(self, image, valid):
         self.tiles += len(image)
-        return torch.stack([image[:, 0], -image[:, 0]], 1)
+        return {"tone": torch.stack([image[:, 0], -image[:, 0]], 1)}
 
 
 def contract(channels, units, quantity, mean, std, crop_px=64):
@@ -44,12 +46,12 @@ def test_what_cannot_be_predicted_is_listed_and_the_rest_goes_on(tmp_path):
     wants = contract(["vv"], "dB", "sigma0", -12.0, 3.0)
     inputs = list_inputs([str(tmp_path / "in")])
     assert list(inputs) == ["first", "second", "third"]
-    found = predict_many(model, wants, inputs, tmp_path / "out", classes=["light", "dark"]).set_index("scene")
+    found = predict_many(model, wants, inputs, tmp_path / "out").set_index("scene")
     assert found["status"].to_dict() == {"first": "done", "second": "refused", "third": "refused"}
     assert "hh" in found.loc["second", "reason"] and "third.tif" in found.loc["third", "reason"]
-    assert not list((tmp_path / "out").glob("second*")) and found.loc["first", "maps"] == "first_prediction.tif"
-    np.testing.assert_array_equal(open_prediction(tmp_path / "out" / "first.zarr")["prediction"], field < -12)
-    with rasterio.open(tmp_path / "out" / "first_prediction.tif") as cog:
+    assert not list((tmp_path / "out").glob("second*")) and found.loc["first", "maps"] == "first_tone.tif"
+    np.testing.assert_array_equal(open_prediction(tmp_path / "out" / "first.zarr")["tone"], field < -12)
+    with rasterio.open(tmp_path / "out" / "first_tone.tif") as cog:
         np.testing.assert_array_equal(cog.read(1), field < -12)
         assert cog.transform == from_origin(5e5, 7e5, 10, 10) and cog.crs.to_epsg() == 32650
 
@@ -63,7 +65,7 @@ def test_what_is_done_is_not_done_again(tmp_path):
     ran = model.tiles
     again = predict_many(model, wants, inputs, tmp_path / "out")
     assert model.tiles == ran and again["status"].tolist() == ["there already"]
-    assert (tmp_path / "out" / "first_prediction.tif").exists()
+    assert (tmp_path / "out" / "first_tone.tif").exists()
 
 
 def test_nothing_to_predict_is_said(tmp_path):
@@ -98,9 +100,9 @@ def test_real_scenes_become_stores_and_maps(shared, tmp_path, kind):
     middle, spread = float(np.nanmedian(first)), float(np.nanstd(first))
     wants = contract(channels, scene[name].attrs["units"], scene[name].attrs["quantity"], middle, spread)
     inputs = list_inputs(["+".join(files)], answers=answers)
-    found = predict_many(Darkness(), wants, inputs, tmp_path, classes=["light", "dark"])
+    found = predict_many(Darkness(), wants, inputs, tmp_path)
     assert found["status"].tolist() == ["done"], found["reason"][0]
-    made = open_prediction(tmp_path / found["store"][0])["prediction"].values
+    made = open_prediction(tmp_path / found["store"][0])["tone"].values
     seen = np.isfinite(values).all(0) if values.ndim == 3 else np.isfinite(values)
     assert (made[~seen] == 255).all() and 0.3 < (made[seen] == 1).mean() < 0.7
     assert ((made == 1) == (first < middle))[seen & (np.abs(first - middle) > 1e-3 * spread)].all()

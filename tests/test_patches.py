@@ -113,6 +113,47 @@ def test_a_lazy_scene_gives_the_same_store(tmp_path):
             assert eager.read(k, array).tobytes() == lazy.read(k, array).tobytes()
 
 
+@pytest.mark.parametrize("named", [None, ["vv@0", "vh@0", "vv@1", "vh@1", "vv@2", "vh@2"]])
+def test_dates_in_another_order_are_refused(tmp_path, named):
+    early = a_scene(dates=3)
+    mixed = early.isel(time=[0, 2, 1])
+    with pytest.raises(ValueError, match=r"'b' has order of dates \[0, 2, 1\], the first scene \[0, 1, 2\].*sort"):
+        write_store({"a": early, "b": mixed}, tmp_path / "s.zarr", size=64, channels=named, progress=False)
+    sorted_again = write_store({"a": early, "b": mixed.sortby("time")}, tmp_path / "s.zarr", size=64, progress=False)
+    assert np.array_equal(sorted_again.read(0), sorted_again.read(len(sorted_again) // 2), equal_nan=True)
+    single = write_store({"a": early, "b": mixed}, tmp_path / "t.zarr", size=64, dates="scenes", progress=False)
+    assert single.scenes["date"].tolist()[4] == "2018-03-01"  # one by one, every date speaks for itself
+
+
+def test_seasons_are_found_by_name_whatever_their_order(tmp_path):
+    along = (
+        a_scene(dates=3).drop_vars("time").rename(time="season").assign_coords(season=["winter", "spring", "summer"])
+    )
+    other = along.isel(season=[1, 0, 2])
+    with pytest.raises(ValueError, match="'b' has channels vv@spring"):
+        write_store({"a": along, "b": other}, tmp_path / "s.zarr", size=64, progress=False)
+    named = [f"{v}@{s}" for s in ("winter", "spring", "summer") for v in ("vv", "vh")]
+    store = write_store({"a": along, "b": other}, tmp_path / "s.zarr", size=64, channels=named, progress=False)
+    for k in range(half := len(store) // 2):
+        assert np.array_equal(store.read(k), store.read(half + k), equal_nan=True)
+    xr.testing.assert_identical(restore(store, "b"), other)
+
+
+def test_channels_in_another_order_come_back_in_the_scenes(tmp_path):
+    scene = a_scene(dates=2)
+    named = ["vv@1", "vh@0", "vv@0", "vh@1"]
+    store = write_store({"a": scene}, tmp_path / "s.zarr", size=64, channels=named, progress=False)
+    xr.testing.assert_identical(restore(store, "a"), scene)
+
+
+def test_all_channels_by_default_or_by_name_are_one_store(tmp_path):
+    cut = dict(size=64, stride=64, cache=tmp_path, progress=False)
+    store = prepare_store("borneo", **cut)
+    again = prepare_store("borneo", channels=store.channel_names, targets=list(store.targets), **cut)
+    other = prepare_store("borneo", channels=store.channel_names[::-1], **cut)
+    assert again.path == store.path and other.path != store.path
+
+
 def test_any_zarr_reader_reads_it(tmp_path):
     store = write_store({"a": a_scene(dates=2)}, tmp_path / "s.zarr", size=64, stride=50, progress=False, shard_mb=0.5)
     group = zarr.open_group(store.path, mode="r")
@@ -316,12 +357,12 @@ def test_writing_again_opens_and_another_cut_is_refused(tmp_path):
 
 def test_bounded_number_of_maps(tmp_path):
     store = write_store({"a": a_scene()}, tmp_path / "s.zarr", size=32, progress=False, shard_mb=0.001)
-    store.MAPPED = 3
+    store.reader.MAPPED = 3
     view = store.read(0)
     before = view.copy()
     for k in range(len(store)):
         store.read(k)
-    assert len(store._open) == 3 and np.array_equal(view, before, equal_nan=True)
+    assert len(store.reader._open) == 3 and np.array_equal(view, before, equal_nan=True)
     assert not view.flags.writeable
 
 

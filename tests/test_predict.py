@@ -28,7 +28,7 @@ from sarfm.models.vit import Encoder
 from sarfm.patches.contract import InputContract
 from sarfm.scenes.channels import Target
 from sarfm.scenes.open import make_scene
-from sarfm.tasks.tasks import task_for
+from sarfm.tasks.tasks import Classes, task_for
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)
 
@@ -50,15 +50,20 @@ def mae():
     return MAE(Encoder(2, patch_size=4, width=32, depth=1, heads=2), decoder_width=32, decoder_depth=1, decoder_heads=2)
 
 
+def classes(name, count, **options):
+    """Make a task of classes that are called by their numbers."""
+    return Classes(Target(name, classes={k: f"class {k}" for k in range(count)}), **options)
+
+
 class Pixelwise(nn.Module):
     """Class by the value of the pixel alone; counts how often it is run."""
 
-    tiles = 0
+    tiles, tasks = 0, {"kind": classes("kind", 3)}
 
     def forward(self, image, valid):
         self.tiles += len(image)
         assert torch.equal(image, image.where(valid[:, None], torch.zeros(())))
-        return torch.stack([image[:, 0], -image[:, 0], 0.3 * image[:, 1]], 1)
+        return {"kind": torch.stack([image[:, 0], -image[:, 0], 0.3 * image[:, 1]], 1)}
 
 
 @pytest.mark.parametrize("size", [(70, 90), (32, 32), (20, 25), (33, 31), (100, 20)])
@@ -66,12 +71,12 @@ class Pixelwise(nn.Module):
 def test_tiling_changes_nothing_for_a_pixelwise_model(size, overlap, tile):
     one = scene(*size, hole=size == (70, 90))
     image, valid = contract().apply(one)
-    whole = Pixelwise()(image[None], valid[None])[0].softmax(0)
+    whole = Pixelwise()(image[None], valid[None])["kind"][0].softmax(0)
     found = predict_scene(Pixelwise(), contract(), one, Tiling(tile, overlap, batch=3), probabilities=True)
-    np.testing.assert_array_equal(found["prediction"], np.where(valid, whole.argmax(0), 255))
-    np.testing.assert_allclose(found["probability"].values[valid], whole.max(0).values[valid], rtol=1e-4)
-    assert np.isnan(found["probability"].values[~valid]).all()
-    assert found["prediction"].dtype == np.uint8 and found["prediction"].attrs["flag_values"].tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(found["kind"], np.where(valid, whole.argmax(0), 255))
+    np.testing.assert_allclose(found["probability_kind"].values[valid], whole.max(0).values[valid], rtol=1e-4)
+    assert np.isnan(found["probability_kind"].values[~valid]).all()
+    assert found["kind"].dtype == np.uint8 and found["kind"].attrs["flag_values"].tolist() == [0, 1, 2]
 
 
 def test_every_pixel_is_covered_by_tiles():
@@ -88,16 +93,18 @@ def test_tiles_blend_without_seams(axis):
     class Position(nn.Module):
         """Says something else in every corner of a tile: the worst model for tiling."""
 
+        tasks = {"kind": classes("kind", 2)}
+
         def forward(self, image, valid):
             ramp = torch.linspace(-2, 2, image.shape[-1])
             ramp = (ramp[:, None] if axis == 0 else ramp).expand(len(image), *image.shape[-2:])
-            return torch.stack([ramp, -ramp], 1)
+            return {"kind": torch.stack([ramp, -ramp], 1)}
 
     one = scene(128, 128, hole=False)
     jumps = {}
     for overlap in (0.0, 0.5):
         found = predict_scene(Position(), contract(), one, Tiling(overlap=overlap), probabilities=True)
-        water = found["probability"].where(found["prediction"] == 0, 1 - found["probability"]).values
+        water = found["probability_kind"].where(found["kind"] == 0, 1 - found["probability_kind"]).values
         jumps[overlap] = np.abs(np.diff(water, axis=axis)).max()
     assert jumps[0.5] < 0.25 * jumps[0.0]
 
@@ -113,8 +120,8 @@ def test_empty_tiles_are_not_run_and_empty_scenes_end_well():
     for name in ("vv", "vh"):
         one[name].attrs = scene().data_vars[name].attrs
     bands = [band for _, band in predict_layers(Pixelwise(), contract(), one, beside=True)]
-    assert all((b["prediction"] == 255).all() and np.isnan(b["probability"]).all() for b in bands)
-    assert sum(len(band["prediction"]) for band in bands) == 64
+    assert all((b["kind"] == 255).all() and np.isnan(b["probability_kind"]).all() for b in bands)
+    assert sum(len(band["kind"]) for band in bands) == 64
 
 
 def test_memory_does_not_grow_with_the_height():
@@ -254,7 +261,10 @@ def test_refusals():
 class Charts(nn.Module):
     """Three charts by the value of the pixel alone, the concentration by regression."""
 
-    tasks, regression = {"sic": 11, "sod": 6, "floe": 7}, ("sic",)
+    tasks = {
+        name: task_for(target, **({"loss_of": "number"} if name == "sic" else {}))
+        for name, target in chart_targets().items()
+    }
 
     def forward(self, image, valid):
         ramp = image[:, :1] * torch.linspace(-2, 2, 7).reshape(1, 7, 1, 1)
@@ -291,17 +301,12 @@ def test_charts_are_those_of_the_whole_scene(stride_px):
 
 
 def test_charts_have_names_and_colours():
-    found = predict_scene(Charts(), contract(), scene(), classes=chart_targets() | {"floe": list("abcdefg")})
-    assert (
-        found["sod"].attrs["flag_meanings"].split()[-1] == "old_ice" and found["floe"].attrs["flag_meanings"][0] == "a"
-    )
-    for name, count in Charts.tasks.items():
-        assert found[name].attrs["flag_values"].tolist() == list(range(count))
-        assert name == "floe" or len(found[name].attrs["flag_colors"].split()) == count
+    found = predict_scene(Charts(), contract(), scene())
+    assert found["sod"].attrs["flag_meanings"].split()[-1] == "old_ice"
+    for name, task in Charts.tasks.items():
+        assert found[name].attrs["flag_values"].tolist() == list(range(task.target.size))
+        assert len(found[name].attrs["flag_colors"].split()) == task.target.size
         assert found[name].attrs["_FillValue"] == 255
-    for wrong in (["a", "b"], {"sod": ["a"]}, {"other": ["a"]}):
-        with pytest.raises(ValueError, match="names"):
-            predict_scene(Charts(), contract(), scene(), classes=wrong)
     empty = scene(40, 40, hole=False)
     for name in ("vv", "vh"):
         empty[name][:] = np.nan
@@ -310,9 +315,16 @@ def test_charts_have_names_and_colours():
 
 def test_answers_must_be_those_that_were_announced():
     model = Charts()
-    model.tasks = {"sic": 11}
+    model.tasks = {"sic": Charts.tasks["sic"]}
     with pytest.raises(ValueError, match="`tasks`"):
         predict_scene(model, contract(), scene())
+    for silent, message in ((mae(), "MAE has no `tasks`"), (nn.Identity(), "Identity has no `tasks`")):
+        with pytest.raises(ValueError, match=message):
+            predict_scene(silent, contract(), scene())
+    bare = Pixelwise()
+    bare.forward = lambda image, valid: torch.cat([image, image], 1)
+    with pytest.raises(ValueError, match=r"the model answers Tensor, expected \['kind'\]"):
+        predict_scene(bare, contract(), scene())
     with pytest.raises(ValueError, match="stride_px"):
         predict_scene(Charts(), contract(), scene(), Tiling(stride_px=33))
 
@@ -368,14 +380,14 @@ def test_a_prediction_that_was_killed_has_no_name(tmp_path):
 def test_damage_to_a_predicted_store_is_named(tmp_path):
     path = tmp_path / "one.zarr"
     predict_scene(Pixelwise(), contract(), scene(), probabilities=True, out=path)
-    chunk = path / "probability" / "c" / "0" / "0"
+    chunk = path / "probability_kind" / "c" / "0" / "0"
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
     chunk.write_bytes(content)
     with pytest.raises(ValueError, match="(?i)crc|checksum"):
         open_prediction(path).load()
     chunk.unlink()
-    with pytest.raises(CorruptData, match="'probability'.*missing"):
+    with pytest.raises(CorruptData, match="'probability_kind'.*missing"):
         open_prediction(path)
     with lock(tmp_path / "two.zarr"), pytest.raises(StoreLocked):
         predict_scene(Pixelwise(), contract(), scene(), out=tmp_path / "two.zarr")
@@ -407,7 +419,7 @@ def test_rows_of_a_lazy_scene_are_read_about_once():
     lazy = da.map_blocks(block, chunks=chunks, dtype=np.float32, meta=np.empty((0, 0), np.float32))
     one = make_scene({"vv": lazy, "vh": lazy}, units="dB", quantity="gamma0")
     found = predict_scene(Pixelwise(), contract(), one, Tiling(stride_px=3))
-    assert (found["prediction"] == found["prediction"][0, 0]).all() and len(read) <= 4 * 8
+    assert (found["kind"] == found["kind"][0, 0]).all() and len(read) <= 4 * 8
 
 
 @pytest.mark.parametrize("strip", [None, 40])
@@ -418,12 +430,12 @@ def test_land_gets_no_class(tmp_path, monkeypatch, strip):
     with_zones = whole.assign(distance_map=(("y", "x"), zones))
     sea = at_sea(with_zones)
     said, before = (predict_scene(Pixelwise(), contract(), whole, where=w, probabilities=True) for w in (sea, None))
-    assert (said.prediction.values[zones == 0] == 255).all() and np.isnan(said.probability.values[zones == 0]).all()
-    assert np.array_equal(said.prediction.values[zones > 0], before.prediction.values[zones > 0])
+    assert (said.kind.values[zones == 0] == 255).all() and np.isnan(said.probability_kind.values[zones == 0]).all()
+    assert np.array_equal(said.kind.values[zones > 0], before.kind.values[zones > 0])
     if strip:
         monkeypatch.setattr(predict, "STRIP", strip, raising=False)
     held = predict_scene(Pixelwise(), contract(), with_zones, where=sea, out=tmp_path / "p.zarr")
-    assert np.array_equal(held.prediction.values, said.prediction.values)
+    assert np.array_equal(held.kind.values, said.kind.values)
     for wrong in (sea.astype(int), sea[:-1]):
         with pytest.raises(ValueError, match="expected bool"):
             predict_scene(Pixelwise(), contract(), whole, where=wrong)
@@ -531,7 +543,8 @@ def test_channels_of_several_units_are_scored_by_unit():
     }
     said = {"vv": "dB", "power": "1", "coherence": "1"}, {"vv": "sigma0", "power": "gamma0", "coherence": "coherence"}
     scene = make_scene({n: v.astype("float32") for n, v in bands.items()}, units=said[0], quantity=said[1])
-    stated = contract().model_copy(update={"channels": ["vv", "power", "coherence"]})
+    numbers = {"mean": [-12.0, 0.3, 0.5], "std": [2.0, 0.2, 0.3]}
+    stated = contract(channels=list(bands), units=list(said[0].values()), quantity=list(said[1].values()), **numbers)
     original = denormalised(stated, scene)
     assert original["units"].values.tolist() == ["dB", "1", "1"] and "units" not in original.attrs
     shift = xr.DataArray([1.0, 1.0, 0.25], dims="channel")  # 1 dB, a factor, and a quarter

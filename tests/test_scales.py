@@ -233,3 +233,46 @@ def test_what_is_refused(case):
     ask, message = WRONG[case]
     with pytest.raises((ValueError, KeyError), match=message):
         ask(ice())
+
+
+def a_cover(lazy=False):
+    """Make a scene with a percentage, unknown in parts."""
+    g = np.random.default_rng(0)
+    cover = g.integers(0, 101, (61, 47)).astype(np.uint8)
+    cover[:20, :20] = 255  # no data, beyond the limits
+    cover[::7] = 255
+    attrs = {"target_kind": "number", "units": "%", "valid_min": 0.0, "valid_max": 100.0}
+    scene = make_scene({"vv": g.normal(-10, 2, (61, 47)).astype(np.float32)}, units="dB", quantity="gamma0")
+    scene["cover"] = ("y", "x"), cover, attrs
+    return scene.chunk(y=16, x=16) if lazy else scene
+
+
+@pytest.mark.parametrize("average", ["power", "db"])
+def test_numbers_are_averaged_over_the_area_where_they_are_known(average):
+    scene, factor = a_cover(), 5
+    coarse = downscale(scene, factor, average).cover
+    known = np.where(scene.cover == 255, np.nan, scene.cover.astype(float))
+    size = coarse.shape
+    step = [factor, factor] if average == "power" else [n // 2 * 2 / k for n, k in zip((61, 47), size, strict=True)]
+    edges = [np.floor(np.arange(k + 1) * s).astype(int) for k, s in zip(size, step, strict=True)]
+    for i in range(size[0]):
+        for j in range(size[1]):
+            block = known[edges[0][i] : edges[0][i + 1], edges[1][j] : edges[1][j + 1]]
+            mean = np.nan if np.isnan(block).all() else np.nanmean(block)
+            np.testing.assert_allclose(coarse[i, j], mean, rtol=1e-6)
+    assert np.isnan(coarse[0, 0]) and coarse.dtype == np.float32
+    np.testing.assert_array_equal(downscale(a_cover(lazy=True), factor, average).cover, coarse)
+    if average == "power":
+        np.testing.assert_allclose(scene.sar.looks(factor).cover, coarse, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "coarser", [lambda s: downscale(s, 2), lambda s: downscale(s, 2, "db"), lambda s: s.sar.looks(2)]
+)
+def test_a_phase_is_never_averaged(coarser):
+    values = np.random.default_rng(0).uniform(-np.pi, np.pi, (8, 8)).astype(np.float32)
+    bands = {"vv": values - 10, "interferogram": values}
+    said = dict(units={"vv": "dB", "interferogram": "rad"}, quantity={"vv": "sigma0", "interferogram": "phase"})
+    with pytest.raises(ValueError, match="interferogram is a phase: an angle that wraps"):
+        coarser(make_scene(bands, **said))
+    coarser(make_scene({"vv": values - 10}, units="dB", quantity="sigma0"))

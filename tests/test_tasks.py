@@ -1,5 +1,6 @@
 """Tasks: losses and scores against scikit-learn and against the models that one predictor replaces."""
 
+import dataclasses
 import json
 import math
 
@@ -9,11 +10,12 @@ import torch
 from sklearn import metrics as sk
 from torch.nn import functional as F
 
+from sarfm.ice.charts import chart_targets
 from sarfm.models.networks import build_network
 from sarfm.models.vit import Encoder
 from sarfm.scenes.channels import Target
 from sarfm.tasks.losses import UNKNOWN, class_loss, cross_entropy, number_loss, tag_loss
-from sarfm.tasks.predictor import Predictor, body_maps, build_predictor, tally_batch
+from sarfm.tasks.predictor import Predictor, body_maps, build_predictor
 from sarfm.tasks.scores import average_precision, precision_bound
 from sarfm.tasks.tasks import Classes, Number, Tags, build_task, task_for
 
@@ -46,7 +48,7 @@ def class_case(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_class_scores_are_scikit_learns(seed):
     prediction, truth = class_case(seed)
-    task = Classes(STAGE)
+    task = Classes(dataclasses.replace(STAGE, units="steps"))
     found = task.scores(task.tally(prediction, truth).sum(0).numpy())
     known = truth != UNKNOWN
     t, p = truth[known].numpy(), prediction[known].numpy()
@@ -62,6 +64,29 @@ def test_class_scores_are_scikit_learns(seed):
     assert math.isclose(found["weighted_f1"], sk.f1_score(t, p, average="weighted"), abs_tol=1e-6)
     false_alarm = [((p == k) & (t != k)).sum() / (t != k).sum() for k in range(4)]
     assert np.allclose(found["false_alarm"], false_alarm, atol=1e-6)
+
+
+def test_r2_is_of_classes_that_are_steps_of_a_scale():
+    sums = np.ones(16)
+    assert "r2" not in Classes(STAGE).scores(sums) and "weighted_f1" in Classes(STAGE).scores(sums)
+    assert "r2" in Classes(STAGE, loss_of="number").scores(sums)
+    ordered = {name: task_for(target).ordered for name, target in chart_targets().items()}
+    assert ordered == {"sic": True, "sod": False, "floe": False}
+
+
+@pytest.mark.parametrize("classes, ignored", [((0, 1), False), ((1, 3), True), ((2,), False), (range(4), True)])
+def test_dice_is_the_mean_over_the_classes_present(classes, ignored):
+    logits = torch.randn(2, 4, 16, 16, generator=seeded())
+    truth = torch.tensor(list(classes))[torch.randint(0, len(classes), (2, 16, 16), generator=seeded(1))]
+    if ignored:
+        truth[0, :8] = UNKNOWN
+    probability, known = logits.softmax(1), truth != UNKNOWN
+    overlaps = []
+    for k in classes:
+        said, true = probability[:, k][known], (truth == k)[known].float()
+        overlaps.append(2 * (said * true).sum() / (said.sum() + true.sum()))
+    assert torch.isclose(class_loss("dice")(logits, truth), 1 - torch.stack(overlaps).mean(), atol=1e-5)
+    assert class_loss("dice")(logits, torch.full_like(truth, UNKNOWN)) == 0
 
 
 @pytest.mark.parametrize("offset", [0, 50, 1e6])
@@ -243,7 +268,8 @@ def test_every_kind_of_task_with_every_head_and_pair(head, pair):
     again = build_predictor(json.loads(json.dumps(model.config()))).eval()
     again.load_state_dict(model.state_dict())
     assert all(torch.equal(a, outputs[n]) for n, a in again(data["image"], data["valid"]).items())
-    assert {n: len(t) for n, t in tally_batch(model, data).items()} == dict.fromkeys(ALL, 3)
+    truths, decided = model.truths(data), model.decide(outputs)
+    assert {n: len(task.tally(decided[n], truths[n])) for n, task in ALL.items()} == dict.fromkeys(ALL, 3)
 
 
 def test_a_fresh_predictor_of_numbers_begins_in_the_centre():

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -183,36 +183,29 @@ class Cell:
         named = f"{self.rate:g}" if stage == "rates" else f"{self.fraction:g}-{self.seed}"
         return f"{stage}/{self.contestant}-{named}"
 
-# %% ../../nbs/50_evaluation/10_contestants.ipynb #17468842
+# %% ../../nbs/50_evaluation/10_contestants.ipynb #238faedc
+@dataclass(eq=False)
 class Trials:
     """Train and count contestants on one store, each cell once."""
 
-    def __init__(
-        self,
-        out: str | Path,  # folder of the run
-        store: PatchStore,  # where the patches are
-        parts: pd.Series,  # "train", "val", "test" or "" per patch
-        contract: InputContract,  # what the models take
-        tasks: Mapping[str, Task],  # by target
-        bodies: Bodies,  # of the contestants
-        head: Head = HEAD,  # on each of them
-        learn: Recipe | None = None,  # how they learn; the default recipe when None
-        crops: Crops = CROPS,  # what they see of a patch
-        scoring: Scoring = SCORING,  # what is scored, and how
-        labels: Mapping[str, str] | None = None,  # task to the target whose labels it learns; its own when missing
-        twins: Mapping[str, str] | None = None,  # task to another target that it is counted against too
-        scored: pd.Series
-        | None = None,  # parts for scoring, where other scales are scored than learnt; `parts` when None
-        checkpoint_every: int = 500,  # steps between checkpoints, >= 1
-        device: str = "auto",  # auto, cpu, cuda, cuda:1, mps
-    ) -> None:
-        self.out, self.store, self.parts, self.contract = Path(out), store, parts, contract
-        self.tasks, self.bodies, self.head, self.learn = dict(tasks), bodies, head, learn or Recipe()
-        self.crops, self.scoring = crops, scoring
-        self.labels = {name: (labels or {}).get(name, name) for name in self.tasks}
-        self.twins, self.scored = dict(twins or {}), parts if scored is None else scored
-        self.checkpoint_every, self.device, self.histories = checkpoint_every, device, {}
-        self.rows = np.flatnonzero(((parts == "train") & (store.index["valid_fraction"] > 0)).to_numpy())
+    out: str | Path  # folder of the run
+    store: PatchStore  # where the patches are
+    parts: pd.Series  # "train", "val", "test" or "" per patch
+    contract: InputContract  # what the models take
+    tasks: Mapping[str, Task]  # by target
+    bodies: Bodies  # of the contestants
+    head: Head = HEAD  # on each of them
+    learn: Recipe = field(default_factory=Recipe)  # how they learn
+    crops: Crops = CROPS  # what they see of a patch
+    scoring: Scoring = SCORING  # what is scored, and how
+    labels: Mapping[str, str] = field(
+        default_factory=dict
+    )  # task to the target whose labels it learns; its own when missing
+    twins: Mapping[str, str] = field(default_factory=dict)  # task to another target that it is counted against too
+    scored: pd.Series | None = None  # parts for scoring, where other scales are scored than learnt; `parts` when None
+    checkpoint_every: int = 500  # steps between checkpoints, >= 1
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    histories: dict[str, pd.DataFrame] = field(default_factory=dict)  # of the trainings, by folder
 
     def place(self) -> str:  # cpu, cuda …
         """Say where models predict."""
@@ -236,42 +229,6 @@ class Trials:
         decay = self.learn.layer_decay if cell.contestant == "pretrained" else 1.0
         return dataclasses.replace(self.learn, rate=cell.rate, seed=cell.seed, layer_decay=decay)
 
-    def train(
-        self,
-        cell: Cell,  # whose
-        folder: Path,  # takes checkpoints and history
-        progress: bool = False,  # show a bar over the steps
-    ) -> Predictor:  # trained, the moving average where there is one
-        """Train a cell, or continue it."""
-        recipe = self.recipe(cell)
-        training, every = Training(self.model(cell), recipe), min(self.checkpoint_every, recipe.steps)
-        data = PatchDataModule(
-            self.store, self.parts, self.contract, crops=self.crops, targets=self.labels, batch_size=recipe.batch_size,
-            steps_per_epoch=every * recipe.accumulate, seed=cell.seed,
-            train_rows=label_subset(self.store.index, self.rows, cell.fraction, cell.seed),
-        )  # fmt: skip
-        validate = 4 if progress and (self.parts == "val").any() else 0
-        options = {"device": self.device, "progress": progress, "validation_batches": validate}
-        history = fit(training, data, out=folder, steps_per_epoch=every, **options)
-        with atomic_path(folder / "history.parquet") as partial:
-            history.to_parquet(partial)
-        return training.trained()
-
-    def count(
-        self,
-        model: Predictor,  # trained
-        cell: Cell,  # whose
-        part: str,  # one of val | test
-    ) -> pd.DataFrame:  # of tallies, with the columns contestant, fraction, rate and factor
-        """Count a trained cell on a held-out part."""
-        scoring, mixed = dataclasses.replace(self.scoring, part=part), self.learn.precision == "bf16-mixed"
-        with torch.autocast(self.place().partition(":")[0], torch.bfloat16, enabled=mixed):
-            table = count_held_out(
-                model, self.contract, self.store, self.scored, scoring, self.twins, self.place(),
-                self.learn.batch_size, cell.contestant, cell.seed,
-            )  # fmt: skip
-        return table.assign(contestant=cell.contestant, fraction=cell.fraction, rate=cell.rate)
-
     def run(
         self,
         cell: Cell,  # to be trained
@@ -281,16 +238,56 @@ class Trials:
         progress: bool = False,  # show a bar over the steps
     ) -> pd.DataFrame:  # of tallies
         """Train and count a cell, unless that was done before."""
-        folder = self.out / cell.folder(stage)
+        folder = Path(self.out) / cell.folder(stage)
         saved = folder / "tallies.parquet"
         if not saved.exists():
-            model = self.train(cell, folder, progress)
+            model = _train(self, cell, folder, progress)
             if keep:
-                save_model(model.cpu(), self.out / "models" / cell.contestant, self.contract)
-            save_tallies(self.count(model, cell, part or self.scoring.part), saved)
+                save_model(model.cpu(), Path(self.out) / "models" / cell.contestant, self.contract)
+            save_tallies(_count(self, model, cell, part or self.scoring.part), saved)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         self.histories[cell.folder(stage)] = pd.read_parquet(folder / "history.parquet")
         return load_tallies(saved)
+
+# %% ../../nbs/50_evaluation/10_contestants.ipynb #ec4964e5
+def _train(
+    trials: Trials,  # of the run
+    cell: Cell,  # whose
+    folder: Path,  # takes checkpoints and history
+    progress: bool = False,  # show a bar over the steps
+) -> Predictor:  # trained, the moving average where there is one
+    """Train a cell, or continue it."""
+    recipe = trials.recipe(cell)
+    training, every = Training(trials.model(cell), recipe), min(trials.checkpoint_every, recipe.steps)
+    rows = np.flatnonzero(((trials.parts == "train") & (trials.store.index["valid_fraction"] > 0)).to_numpy())
+    data = PatchDataModule(
+        trials.store, trials.parts, trials.contract, crops=trials.crops, targets={name: trials.labels.get(name, name) for name in trials.tasks}, batch_size=recipe.batch_size,
+        steps_per_epoch=every * recipe.accumulate, seed=cell.seed,
+        train_rows=label_subset(trials.store.index, rows, cell.fraction, cell.seed),
+    )  # fmt: skip
+    validate = 4 if progress and (trials.parts == "val").any() else 0
+    options = {"device": trials.device, "progress": progress, "validation_batches": validate}
+    history = fit(training, data, out=folder, steps_per_epoch=every, **options)
+    with atomic_path(folder / "history.parquet") as partial:
+        history.to_parquet(partial)
+    return training.trained()
+
+# %% ../../nbs/50_evaluation/10_contestants.ipynb #25c7bd1a
+def _count(
+    trials: Trials,  # of the run
+    model: Predictor,  # trained
+    cell: Cell,  # whose
+    part: str,  # one of val | test
+) -> pd.DataFrame:  # of tallies, with the columns contestant, fraction, rate and factor
+    """Count a trained cell on a held-out part."""
+    scoring, mixed = dataclasses.replace(trials.scoring, part=part), trials.learn.precision == "bf16-mixed"
+    scored = trials.parts if trials.scored is None else trials.scored
+    with torch.autocast(trials.place().partition(":")[0], torch.bfloat16, enabled=mixed):
+        table = count_held_out(
+            model, trials.contract, trials.store, scored, scoring, trials.twins, trials.place(),
+            trials.learn.batch_size, cell.contestant, cell.seed,
+        )  # fmt: skip
+    return table.assign(contestant=cell.contestant, fraction=cell.fraction, rate=cell.rate)
 
 # %% ../../nbs/50_evaluation/10_contestants.ipynb #3ee9906e
 def search(

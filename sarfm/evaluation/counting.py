@@ -193,7 +193,50 @@ def scenes_are_whole(
     """Tell whether no scene was divided among the parts."""
     return bool((parts.groupby(store.index["scene"].to_numpy()).nunique() == 1).all())
 
-# %% ../../nbs/50_evaluation/05_counting.ipynb #3b63160f
+# %% ../../nbs/50_evaluation/05_counting.ipynb #b0454078
+def _count_scenes(
+    counted: Tallies,
+    model: Predictor,
+    contract: InputContract,
+    store: PatchStore,
+    rows: np.ndarray,
+    scoring: Scoring,
+    twins: Mapping[str, str],
+    device: str | torch.device,
+) -> None:
+    """Put the scenes of a part together again and count their maps."""
+    tasks = {name: name for name, task in model.tasks.items() if task.target.of == "pixel"}
+    tasks |= {twin: name for name, twin in twins.items() if twin in store.targets and name in model.tasks}
+    for name in store.index["scene"].iloc[rows].drop_duplicates():
+        scene = restore(store, name)
+        groups = pixel_groups(scene, scoring.groups)
+        maps = truth_maps(scene, {target: store.targets[target] for target in tasks})
+        numbers = None if groups is None else groups.numbers
+        count_scene(counted, model, contract, scene, name, maps, scoring.tiling(device), tasks, numbers)
+
+# %% ../../nbs/50_evaluation/05_counting.ipynb #7a85d020
+def _count_patches(
+    counted: Tallies,
+    model: Predictor,
+    contract: InputContract,
+    store: PatchStore,
+    rows: np.ndarray,
+    each: bool,
+    twins: Mapping[str, str],
+    device: str | torch.device,
+    batch_size: int,
+) -> None:
+    """Count patches: each by itself, or targets of tiles for their scenes."""
+    scenes, part = store.index["scene"].tolist(), pd.Series("", index=store.index.index)
+    part.iloc[rows] = "test"
+    units = [f"{scene}/{patch:08d}" for patch, scene in enumerate(scenes)] if each else scenes
+    asked = [name for name, task in model.tasks.items() if each or task.target.of == "tile"]
+    for labels in ({n: n for n in asked}, {n: twins[n] for n in asked if twins.get(n) in store.targets}):
+        if labels:
+            data = PatchDataModule(store, part, contract, targets=labels, batch_size=batch_size, steps_per_epoch=1)
+            count_patches(counted, model, data.test_dataloader(), units, scenes, device, labels)
+
+# %% ../../nbs/50_evaluation/05_counting.ipynb #766c0de8
 def count_held_out(
     model: Predictor,  # trained
     contract: InputContract,  # what it takes
@@ -226,49 +269,6 @@ def count_held_out(
     return table.assign(
         factor=by_scene.map(columns["factor"]).to_numpy(), place=by_scene.map(columns["place"]).to_numpy()
     )
-
-
-def _count_scenes(
-    counted: Tallies,
-    model: Predictor,
-    contract: InputContract,
-    store: PatchStore,
-    rows: np.ndarray,
-    scoring: Scoring,
-    twins: Mapping[str, str],
-    device: str | torch.device,
-) -> None:
-    """Put the scenes of a part together again and count their maps."""
-    tasks = {name: name for name, task in model.tasks.items() if task.target.of == "pixel"}
-    tasks |= {twin: name for name, twin in twins.items() if twin in store.targets and name in model.tasks}
-    for name in store.index["scene"].iloc[rows].drop_duplicates():
-        scene = restore(store, name)
-        groups = pixel_groups(scene, scoring.groups)
-        maps = truth_maps(scene, {target: store.targets[target] for target in tasks})
-        numbers = None if groups is None else groups.numbers
-        count_scene(counted, model, contract, scene, name, maps, scoring.tiling(device), tasks, numbers)
-
-
-def _count_patches(
-    counted: Tallies,
-    model: Predictor,
-    contract: InputContract,
-    store: PatchStore,
-    rows: np.ndarray,
-    each: bool,
-    twins: Mapping[str, str],
-    device: str | torch.device,
-    batch_size: int,
-) -> None:
-    """Count patches: each by itself, or targets of tiles for their scenes."""
-    scenes, part = store.index["scene"].tolist(), pd.Series("", index=store.index.index)
-    part.iloc[rows] = "test"
-    units = [f"{scene}/{patch:08d}" for patch, scene in enumerate(scenes)] if each else scenes
-    asked = [name for name, task in model.tasks.items() if each or task.target.of == "tile"]
-    for labels in ({n: n for n in asked}, {n: twins[n] for n in asked if twins.get(n) in store.targets}):
-        if labels:
-            data = PatchDataModule(store, part, contract, targets=labels, batch_size=batch_size, steps_per_epoch=1)
-            count_patches(counted, model, data.test_dataloader(), units, scenes, device, labels)
 
 # %% ../../nbs/50_evaluation/05_counting.ipynb #74fea604
 def name_parts(

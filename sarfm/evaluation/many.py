@@ -16,7 +16,7 @@ import xarray as xr
 from torch import nn
 
 from .export import write_cog
-from .predict import Named, open_prediction, predict_scene
+from .predict import open_prediction, predict_scene
 from .tiles import USUAL, Tiling
 from ..patches.contract import InputContract
 
@@ -82,7 +82,6 @@ def predict_many(
     inputs: Mapping[str, Callable[[], xr.Dataset]],  # name of a scene to what opens it
     out: str | Path,  # folder of the stores and maps
     tiling: Tiling = USUAL,  # how scenes are cut, and where they are predicted
-    classes: Named | None = None,  # names of classes; the model's own when None
     probabilities: bool = False,  # also write probabilities and estimates
     maps: bool = True,  # also write Cloud-Optimised GeoTIFFs
     crs: int | str | None = None,  # of the maps, in metres; the scene's own, or one that fits, when None
@@ -101,7 +100,7 @@ def predict_many(
         store.parent.mkdir(parents=True, exist_ok=True)  # of a scene EVENT/SCENE
         try:
             if not store.exists():
-                predict_scene(model, contract, opened(), tiling, classes, probabilities=probabilities, out=store)
+                predict_scene(model, contract, opened(), tiling, probabilities=probabilities, out=store)
             written = _write_maps(open_prediction(store), out, name, crs) if maps else []
         except (ValueError, OSError) as error:
             row |= {"status": "refused", "reason": " ".join(str(error).split()), "store": ""}

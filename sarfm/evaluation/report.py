@@ -98,7 +98,7 @@ def load_published(
         raise ValueError(f"{path}: the row {wrong[0]} doesn't fit the columns {said['columns']}. Mend it")
     return pd.DataFrame(said["rows"], columns=said["columns"]).assign(source=said["source"], copied=True)
 
-# %% ../../nbs/50_evaluation/07_report.ipynb #dd1a264f
+# %% ../../nbs/50_evaluation/07_report.ipynb #a7d4513f
 ASIDE = (
     "out",
     "pretrained",
@@ -126,7 +126,7 @@ def pretraining_of(
             return path
     raise FileNotFoundError(f"the pretraining {stated} is neither there nor below {folder}. Copy it beside its trials")
 
-
+# %% ../../nbs/50_evaluation/07_report.ipynb #8d131bef
 def run_tasks(
     folder: str | Path,  # of a finished run of finetune
 ) -> dict[str, Task]:  # by target of its tallies
@@ -137,7 +137,7 @@ def run_tasks(
     tasks = {name: build_task(task) for name, task in card["config"]["tasks"].items()}
     return with_twins(tasks, read_json(Path(folder) / "run.json")["parameters"].get("twins", {}))
 
-
+# %% ../../nbs/50_evaluation/07_report.ipynb #d01ab6fe
 def _begun(folder: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Read the parameters of a run, and those of its pretraining under their own prefix."""
     before = pretraining_of(folder, given.get("pretrained", ""))
@@ -147,7 +147,7 @@ def _begun(folder: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
     own = {k: v for k, v in dotted(given).items() if k not in ASIDE and not k.startswith(("scoring.", "rates"))}
     return own | kept | {"size": encoder}
 
-
+# %% ../../nbs/50_evaluation/07_report.ipynb #8b5537f9
 def read_trials(
     folder: str | Path,  # holds run folders, at any depth
 ) -> tuple[

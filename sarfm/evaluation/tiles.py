@@ -9,7 +9,6 @@ __all__ = ['USUAL', 'tile_starts', 'blend_window', 'tile_side', 'pad_to', 'tile_
 # %% ../../nbs/50_evaluation/02_tiles.ipynb #9aed334c
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch.nn import functional
 
 from ..patches.contract import InputContract
 from ..scenes.open import stack_channels
-from ..tasks.tasks import Classes
+from ..tasks.tasks import Classes, Task
 
 # %% ../../nbs/50_evaluation/02_tiles.ipynb #d0b9ae05
 def tile_starts(
@@ -140,19 +139,33 @@ class SceneRows:
         image, valid = (part[..., start - self.first : stop - self.first, :] for part in self.held)
         return image, valid
 
-# %% ../../nbs/50_evaluation/02_tiles.ipynb #98557607
+# %% ../../nbs/50_evaluation/02_tiles.ipynb #a2a8cbf8
 @dataclass(frozen=True)
 class Layer:
     """State how one target is put together from tiles."""
 
+    task: Task  # says by `blend` and `settle` how its outputs are averaged and decided
     how: str  # one of classes | ordinal | number | tags | settled
     classes: int = 0  # K of classes, ordinal and tags
     beside: str = ""  # name of the probability or estimate that goes with it; of no layer when empty
     limits: tuple[float, float] | None = None  # of a number
     names: tuple[str, ...] = ()  # of the layers of tags
-    task: Any = None  # says by `blend` and `settle` how its own kind is averaged and decided
 
+# %% ../../nbs/50_evaluation/02_tiles.ipynb #0e033a99
+def _decided(total: Tensor, layer: Layer, beside: bool) -> list[Tensor]:
+    """Decide from sums (C, h, W): classes and what goes with them, or numbers."""
+    if layer.how == "classes":
+        best, which = total.max(0)
+        return [which.to(torch.uint8), *([best.div_(total.sum(0))] if beside else [])]
+    blended = [plane / total[-1] for plane in total[:-1]]
+    if layer.how == "ordinal":
+        which = blended[0].nan_to_num(0).round().clamp(0, layer.classes - 1).to(torch.uint8)
+        return [which, *(blended if beside else [])]
+    if layer.how == "settled":
+        return [layer.task.settle(torch.stack(blended)[None])[0].to(torch.uint8 if layer.classes else torch.float32)]
+    return [plane.clamp(*layer.limits) for plane in blended] if layer.limits else blended
 
+# %% ../../nbs/50_evaluation/02_tiles.ipynb #066b9442
 class TileSum:
     """Add up what overlapping tiles say about one target, a band of one tile's height at a time."""
 
@@ -170,8 +183,7 @@ class TileSum:
         columns: list[int],  # first column of each tile
     ) -> None:
         """Add some tiles of the present band."""
-        output = output.float()
-        said = _blended(output, self.layer)
+        said = self.layer.task.blend(output.float())
         said = said.reshape(*said.shape[:2], 1, 1) if said.dim() == 2 else said
         if self.total is None:
             channels = said.shape[1] + (self.layer.how != "classes")
@@ -204,27 +216,6 @@ class TileSum:
             plane[-done:] = 0
         return known
 
-
-def _blended(output: Tensor, layer: Layer) -> Tensor:
-    """Turn outputs into what overlapping tiles average."""
-    if layer.task is not None:
-        return layer.task.blend(output)
-    return output.softmax(1) if layer.how == "classes" else output.sigmoid() if layer.how == "tags" else output
-
-
-def _decided(total: Tensor, layer: Layer, beside: bool) -> list[Tensor]:
-    """Decide from sums (C, h, W): classes and what goes with them, or numbers."""
-    if layer.how == "classes":
-        best, which = total.max(0)
-        return [which.to(torch.uint8), *([best.div_(total.sum(0))] if beside else [])]
-    blended = [plane / total[-1] for plane in total[:-1]]
-    if layer.how == "ordinal":
-        which = blended[0].nan_to_num(0).round().clamp(0, layer.classes - 1).to(torch.uint8)
-        return [which, *(blended if beside else [])]
-    if layer.how == "settled":
-        return [layer.task.settle(torch.stack(blended)[None])[0].to(torch.uint8 if layer.classes else torch.float32)]
-    return [plane.clamp(*layer.limits) for plane in blended] if layer.limits else blended
-
 # %% ../../nbs/50_evaluation/02_tiles.ipynb #75771dde
 def place_of(
     scene: xr.Dataset,  # any scene
@@ -232,47 +223,66 @@ def place_of(
     """Take a scene's coordinates without its time."""
     return {name: value for name, value in scene.coords.items() if not {"time", "season"} & {name, *value.dims}}
 
-# %% ../../nbs/50_evaluation/02_tiles.ipynb #58b891d0
+# %% ../../nbs/50_evaluation/02_tiles.ipynb #9cba1134
+def _layer(
+    name: str,  # of the target
+    task: Task,  # how it is predicted
+) -> Layer:
+    """Choose how a task's target is put together."""
+    target = task.target
+    if target.kind == "number":
+        return Layer(task, "number", limits=target.limits)
+    if target.kind == "tags":
+        return Layer(task, "tags", target.size, names=tuple(f"{name}_{tag.replace(' ', '_')}" for tag in target.names))
+    if not isinstance(task, Classes):
+        return Layer(task, "settled", target.size)
+    number = task.loss_of == "number"
+    beside = f"estimate_{name}" if number else f"probability_{name}"
+    return Layer(task, "ordinal" if number else "classes", target.size, beside)
+
+
 def model_layers(
-    model: nn.Module,  # of one label, or with `tasks`
+    model: nn.Module,  # with `tasks`
 ) -> dict[str, Layer]:  # by name of the target
     """Name the layers that a model predicts."""
-    tasks = getattr(model, "tasks", None)
-    if tasks is None:
-        return {"prediction": Layer("classes", classes=255, beside="probability")}
-    numbers = getattr(model, "regression", ())
-    return {name: _layer(name, task, name in numbers) for name, task in tasks.items()}
-
-
-def _layer(name: str, task: Any, ordinal: bool) -> Layer:
-    """Choose how a task's target is put together; a task may be a number of classes."""
-    target, own = getattr(task, "target", None), task if hasattr(task, "blend") else None
-    if target is not None and target.kind == "number":
-        return Layer("number", limits=target.limits, task=own)
-    if target is not None and target.kind == "tags":
-        names = tuple(f"{name}_{tag.replace(' ', '_')}" for tag in target.names)
-        return Layer("tags", target.size, names=names, task=own)
-    classes = target.size if target is not None else int(task)
-    if ordinal or getattr(task, "loss_of", "") == "number":
-        return Layer("ordinal", classes, beside=f"estimate_{name}", task=own)
-    if own is not None and not isinstance(own, Classes):
-        return Layer("settled", classes, task=own)
-    return Layer("classes", classes, beside=f"probability_{name}", task=own)
-
-
-def _by_target(output: Tensor | Mapping[str, Tensor], targets: Mapping[str, object]) -> Mapping[str, Tensor]:
-    """Name what a model gave, and hold it to what it said it would."""
-    output = {"prediction": output} if isinstance(output, Tensor) else output
-    if set(output) != set(targets):
+    if not (tasks := getattr(model, "tasks", None)):
         raise ValueError(
-            f"the model answers {sorted(output)}, expected {sorted(targets)}; its `tasks` must name the targets it predicts"
+            f"{type(model).__name__} has no `tasks`; expected a mapping from target to task, and outputs by target."
+            " Take a Predictor, or state the tasks"
         )
-    return output
+    return {name: _layer(name, task) for name, task in tasks.items()}
 
-# %% ../../nbs/50_evaluation/02_tiles.ipynb #f8df3092
+# %% ../../nbs/50_evaluation/02_tiles.ipynb #b194a7f0
+def _by_target(
+    outputs: Mapping[str, Tensor],  # what a model gave
+    targets: Mapping[str, object],  # what it said it would give
+) -> Mapping[str, Tensor]:  # the outputs
+    """Hold a model to what it said it would give."""
+    found = sorted(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
+    if found != sorted(targets):
+        raise ValueError(
+            f"the model answers {found}, expected {sorted(targets)}; its `tasks` must name the targets it predicts"
+        )
+    return outputs
+
+# %% ../../nbs/50_evaluation/02_tiles.ipynb #b63f695a
+def _check_where(where: xr.DataArray | None, scene: xr.Dataset) -> None:
+    """Refuse a mask of another kind or size."""
+    if where is not None and (where.dtype != bool or where.shape != (scene.sizes["y"], scene.sizes["x"])):
+        raise ValueError(
+            f"`where` is {where.dtype} {where.shape}; expected bool {(scene.sizes['y'], scene.sizes['x'])}, (y, x), True"
+            " where something is to be predicted. Compare and cut it to the scene"
+        )
+
+# %% ../../nbs/50_evaluation/02_tiles.ipynb #1edfb165
+def _layer_names(name: str, layer: Layer, beside: bool) -> list[str]:
+    """Name the layers of a target: itself or its tags, and what goes beside it."""
+    return [*(layer.names or (name,)), *([layer.beside] if beside and layer.beside else [])]
+
+# %% ../../nbs/50_evaluation/02_tiles.ipynb #71b17231
 @torch.inference_mode()
 def predict_layers(
-    model: nn.Module,  # from (image, valid) to (B, K, H, W) scores, or to a dict by target
+    model: nn.Module,  # with `tasks`, from (image, valid) to a dict of outputs by target
     contract: InputContract,  # what the model takes
     scene: xr.Dataset,  # meets the contract
     tiling: Tiling = USUAL,  # how it is cut
@@ -306,20 +316,6 @@ def predict_layers(
             found = sums[name].finish(following - row, seen, beside)
             band |= dict(zip(_layer_names(name, layer, beside), (v[:, inner] for v in found), strict=True))
         yield row, band
-
-
-def _layer_names(name: str, layer: Layer, beside: bool) -> list[str]:
-    """Name the layers of a target: itself or its tags, and what goes beside it."""
-    return [*(layer.names or (name,)), *([layer.beside] if beside and layer.beside else [])]
-
-
-def _check_where(where: xr.DataArray | None, scene: xr.Dataset) -> None:
-    """Refuse a mask of another kind or size."""
-    if where is not None and (where.dtype != bool or where.shape != (scene.sizes["y"], scene.sizes["x"])):
-        raise ValueError(
-            f"`where` is {where.dtype} {where.shape}; expected bool {(scene.sizes['y'], scene.sizes['x'])}, (y, x), True"
-            " where something is to be predicted. Compare and cut it to the scene"
-        )
 
 # %% ../../nbs/50_evaluation/02_tiles.ipynb #a00ea4e1
 def _strip_tiles(

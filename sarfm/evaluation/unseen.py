@@ -249,7 +249,7 @@ class DatedScenes(Mapping):
     def __len__(self) -> int:
         return len(self._names)
 
-# %% ../../nbs/50_evaluation/06_unseen.ipynb #1bf6e323
+# %% ../../nbs/50_evaluation/06_unseen.ipynb #858b43ae
 def labels_to_score(
     entry: Entry,  # a readable entry
     tasks: Mapping[str, Task] | None = None,  # of the model; all targets of pixels may be compared when None
@@ -274,7 +274,27 @@ def labels_to_score(
         )
     return both
 
+# %% ../../nbs/50_evaluation/06_unseen.ipynb #ffc6df51
+def _only(entry: Entry, labels: Sequence[str]) -> Entry:
+    """Leave out the files of other targets, which nobody needs for a score."""
+    read, inner = entry.read, [name for name in entry.targets if name not in entry.read.targets]
+    kept = {"targets": {n: p for n, p in read.targets.items() if n in labels}}
+    kept["recode"] = {n: codes for n, codes in read.recode.items() if n in labels}
+    targets = {n: target for n, target in entry.targets.items() if n in labels or n in inner}
+    return entry.model_copy(update={"read": read.model_copy(update=kept), "targets": targets})
 
+# %% ../../nbs/50_evaluation/06_unseen.ipynb #1b710169
+def _check(scene: xr.Dataset, contract: InputContract, labels: Sequence[str], times: str) -> None:
+    """Refuse a scene that a model can't take, or of which no pixel could be counted."""
+    scene = scene.isel(time=0) if times == "scenes" and "time" in scene.dims else scene
+    contract.check(scene)
+    observed = np.isfinite(stack_channels(scene, contract.channels).values).all(0)
+    truths = [scene[f"truth_{name}"].values for name in labels]
+    known = [np.isfinite(v) if v.dtype.kind == "f" else v != IGNORE for v in truths]
+    if not (observed & np.logical_or.reduce(known)).any():
+        raise ValueError("no pixel is both observed and labelled")
+
+# %% ../../nbs/50_evaluation/06_unseen.ipynb #e97b3c1b
 def scoreable(
     entry: Entry,  # describes the layout
     folder: str | Path,  # where the files are
@@ -302,26 +322,6 @@ def scoreable(
     bad = {row["scene"] for row in refused}
     good = Scoreable(every.scenes, [name for name in found if name not in bad], labels)
     return DatedScenes(good) if times == "scenes" else good, pd.DataFrame(refused, columns=["scene", "file", "reason"])
-
-
-def _only(entry: Entry, labels: Sequence[str]) -> Entry:
-    """Leave out the files of other targets, which nobody needs for a score."""
-    read, inner = entry.read, [name for name in entry.targets if name not in entry.read.targets]
-    kept = {"targets": {n: p for n, p in read.targets.items() if n in labels}}
-    kept["recode"] = {n: codes for n, codes in read.recode.items() if n in labels}
-    targets = {n: target for n, target in entry.targets.items() if n in labels or n in inner}
-    return entry.model_copy(update={"read": read.model_copy(update=kept), "targets": targets})
-
-
-def _check(scene: xr.Dataset, contract: InputContract, labels: Sequence[str], times: str) -> None:
-    """Refuse a scene that a model can't take, or of which no pixel could be counted."""
-    scene = scene.isel(time=0) if times == "scenes" and "time" in scene.dims else scene
-    contract.check(scene)
-    observed = np.isfinite(stack_channels(scene, contract.channels).values).all(0)
-    truths = [scene[f"truth_{name}"].values for name in labels]
-    known = [np.isfinite(v) if v.dtype.kind == "f" else v != IGNORE for v in truths]
-    if not (observed & np.logical_or.reduce(known)).any():
-        raise ValueError("no pixel is both observed and labelled")
 
 # %% ../../nbs/50_evaluation/06_unseen.ipynb #b3dd4dea
 def load_predictor(

@@ -206,10 +206,37 @@ def _check_ice(
             f"expected incidence_deg as one angle or (first, last column), between 0° and 90°, got {incidence_deg}; EW sees 19° to 47°"
         )
 
-# %% ../../nbs/80_ice/03_sea_ice.ipynb #52b59440
+# %% ../../nbs/80_ice/03_sea_ice.ipynb #128d2b92
 EW_DEG_PER_M = 28.0 / 410_000  # 19° to 47° over a swath of 410 km: ESA
 
 
+def _incidence(
+    incidence_deg: float | tuple[float, float],  # at the centre, or at the first and the last column, °
+    columns: int,  # W
+    spacing_m: float,  # m
+) -> np.ndarray:  # (W,) °
+    """Compute the incidence angle of each column."""
+    if np.ndim(incidence_deg):
+        return np.linspace(*incidence_deg, columns)
+    return incidence_deg + (np.arange(columns) - (columns - 1) / 2) * spacing_m * EW_DEG_PER_M
+
+# %% ../../nbs/80_ice/03_sea_ice.ipynb #ba1982c7
+def _known(
+    floe: np.ndarray,  # (H, W) numbers
+    angle: np.ndarray,  # (H, W) °
+    nesz: np.ndarray | None,  # (H, W) dB
+) -> dict[str, xr.DataArray]:  # variables
+    """Label what else is known of every pixel."""
+    found = {
+        "floe": (floe, "number of the floe, 0 where there is none", "1", "identifier"),
+        "incidence_angle": (angle.astype("float32"), "incidence angle", "degree", "incidence_angle"),
+    }
+    if nesz is not None:
+        found["nesz"] = nesz.astype("float32"), "noise-equivalent sigma0", "dB", "noise_floor"
+    keys = ("long_name", "units", "quantity")
+    return {n: xr.DataArray(v, dims=("y", "x"), attrs=dict(zip(keys, a, strict=True))) for n, (v, *a) in found.items()}
+
+# %% ../../nbs/80_ice/03_sea_ice.ipynb #82bdc5a4
 def simulate_ice(
     shape: tuple[int, int] = (256, 256),  # (H, W), px
     seed: int = 0,  # of everything that is drawn
@@ -252,30 +279,3 @@ def simulate_ice(
     stated = simulated_attrs("sea ice", EW, spacing_m, looks, call)
     scene = make_scene(bands, units="dB", quantity="sigma0", labels=labels, attrs=stated, **at_origin(crs, spacing_m))
     return scene.assign(_known(floe, np.broadcast_to(angle, shape), nesz))
-
-
-def _incidence(
-    incidence_deg: float | tuple[float, float],  # at the centre, or at the first and the last column, °
-    columns: int,  # W
-    spacing_m: float,  # m
-) -> np.ndarray:  # (W,) °
-    """Compute the incidence angle of each column."""
-    if np.ndim(incidence_deg):
-        return np.linspace(*incidence_deg, columns)
-    return incidence_deg + (np.arange(columns) - (columns - 1) / 2) * spacing_m * EW_DEG_PER_M
-
-
-def _known(
-    floe: np.ndarray,  # (H, W) numbers
-    angle: np.ndarray,  # (H, W) °
-    nesz: np.ndarray | None,  # (H, W) dB
-) -> dict[str, xr.DataArray]:  # variables
-    """Label what else is known of every pixel."""
-    found = {
-        "floe": (floe, "number of the floe, 0 where there is none", "1", "identifier"),
-        "incidence_angle": (angle.astype("float32"), "incidence angle", "degree", "incidence_angle"),
-    }
-    if nesz is not None:
-        found["nesz"] = nesz.astype("float32"), "noise-equivalent sigma0", "dB", "noise_floor"
-    keys = ("long_name", "units", "quantity")
-    return {n: xr.DataArray(v, dims=("y", "x"), attrs=dict(zip(keys, a, strict=True))) for n, (v, *a) in found.items()}

@@ -221,7 +221,7 @@ def local_concentration(
     tenths = np.round(10 * mean(sea & (sod > 0)) / np.maximum(mean(sea), 1e-6))
     return np.where(sea, np.clip(tenths, 0, 10), 255).astype("uint8")
 
-# %% ../../nbs/80_ice/05_simulated.ipynb #681a607e
+# %% ../../nbs/80_ice/05_simulated.ipynb #d599eedb
 class Ice(NamedTuple):
     """Hold the drawn ice of a scene."""
 
@@ -232,7 +232,7 @@ class Ice(NamedTuple):
     lead: np.ndarray  # (H, W) bool
     region: np.ndarray  # (H, W) number of the region
 
-
+# %% ../../nbs/80_ice/05_simulated.ipynb #620e7aa8
 def _divided(
     y: np.ndarray,  # (H, W) where the pixels are, px
     x: np.ndarray,  # (H, W) where the pixels are, px
@@ -260,7 +260,7 @@ def _divided(
             to[here] = values
     return whole, discs[:, 2], home
 
-
+# %% ../../nbs/80_ice/05_simulated.ipynb #f4d1cc41
 def _plates(
     y: np.ndarray,  # (H, W) where the pixels are, px
     x: np.ndarray,  # (H, W) where the pixels are, px
@@ -273,7 +273,7 @@ def _plates(
     centres = generator.uniform(-margin / 2, np.array(y.shape) + margin / 2, (count, 2))
     return cells(y, x, np.column_stack([centres, np.ones(count)]), generator)
 
-
+# %% ../../nbs/80_ice/05_simulated.ipynb #65069df4
 def _ice(
     shape: tuple[int, int],  # (H, W)
     number: np.ndarray,  # (h, w) region on the coarse grid
@@ -394,7 +394,7 @@ def distance_zones(
     zone = np.floor(1 + 8 * np.log2(1 + np.minimum(distance_m, 1e6) / 2000))
     return np.where(distance_m == 0, 0, np.clip(zone, 1, 41)).astype("float32")
 
-# %% ../../nbs/80_ice/05_simulated.ipynb #b6601aa5
+# %% ../../nbs/80_ice/05_simulated.ipynb #7b40599a
 SIMULATED = (
     "yes: drawn by sarfm.ice.simulated, not measured by any instrument; licence and format only resemble AI4Arctic"
 )
@@ -417,7 +417,7 @@ def _surface_db(
     seen = [observe(b, generator, looks, correlation_px, EW.resolution_m / pixel_m, nesz) for b in surface]
     return {name: (np.round(64 * b) / 64).astype("float32") for name, b in zip(("hh", "hv"), seen, strict=True)}
 
-
+# %% ../../nbs/80_ice/05_simulated.ipynb #efadb039
 def _cover(
     shape: tuple[int, int],  # (H, W)
     generator: np.random.Generator,  # draws regions and regimes
@@ -438,7 +438,7 @@ def _cover(
     number = np.where(distance_m[at] < fast_m, len(regimes), number)
     return number, [*regimes, FAST]
 
-
+# %% ../../nbs/80_ice/05_simulated.ipynb #d04773ea
 def simulate_region(
     shape: tuple[int, int] = (1000, 1000),  # (H, W), px
     seed: int = 0,  # of everything that is drawn
@@ -546,7 +546,7 @@ def _truth(
         said[name] = xr.DataArray(values, dims=("y", "x"), attrs=attrs)
     return said
 
-# %% ../../nbs/80_ice/05_simulated.ipynb #639e14e5
+# %% ../../nbs/80_ice/05_simulated.ipynb #d9c85700
 def _merged(
     region: np.ndarray,  # (h, w) coarse regions, -1 on land
     keep: frozenset[int],  # regions that stay alone
@@ -570,7 +570,7 @@ def _merged(
             joined[k] = int(np.bincount(beside).argmax())
     return joined
 
-
+# %% ../../nbs/80_ice/05_simulated.ipynb #04ced5f5
 def _drawn(
     region: np.ndarray,  # (h, w) coarse regions, -1 on land
     generator: np.random.Generator,  # draws where the lines go wrong
@@ -589,7 +589,7 @@ def _drawn(
     nearest = ndimage.distance_transform_edt(seen < 0, return_distances=False, return_indices=True)
     return to[seen[tuple(nearest)]]
 
-
+# %% ../../nbs/80_ice/05_simulated.ipynb #91d55bba
 def outline(
     region: np.ndarray,  # (H, W) number of the region, -1 on land
     pixel_m: float,  # spacing, m
@@ -621,7 +621,7 @@ def outline(
         best[here][wins], winner[here][wins] = fine[wins], k
     return winner[: region.shape[0], : region.shape[1]]
 
-# %% ../../nbs/80_ice/05_simulated.ipynb #f25eede4
+# %% ../../nbs/80_ice/05_simulated.ipynb #d67680b9
 HEADER = "id;CT;CA;SA;FA;CB;SB;FB;CC;SC;FC;CN;CD;CF;poly_type"  # SIGRID-3 order
 STAGE_CODES = ((80,), (81, 82), (83, 84, 85), (87, 88, 89), (86, 91, 93), (95, 96, 97))
 FORM_CODES = (0, 2, 3, 4, 5, 6)
@@ -638,7 +638,7 @@ def _tenths(
     whole[np.argsort(whole - exact)[: total - whole.sum()]] += 1
     return whole
 
-
+# %% ../../nbs/80_ice/05_simulated.ipynb #d403fd7b
 def _kinds(
     counts: np.ndarray,  # (6, 7) pixels by stage and form; the last form is none
     total: int,  # tenths of ice
@@ -661,7 +661,7 @@ def _kinds(
             found.append((tenths, code, form))
     return found
 
-
+# %% ../../nbs/80_ice/05_simulated.ipynb #d933aa29
 def egg_code(
     number: int,  # id of the polygon
     counts: np.ndarray,  # (6, 7) pixels by stage and form; the last form is none
@@ -681,7 +681,7 @@ def egg_code(
     fields += [-9] * (13 - len(fields))
     return f"{number};{';'.join(map(str, fields))};I"
 
-
+# %% ../../nbs/80_ice/05_simulated.ipynb #9b8aa17b
 def draw_polygons(
     truth: xr.Dataset,  # a Scene of `simulate_region`
     seed: int = 0,  # of the lines and the codes

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CROPS', 'class_table', 'read_target', 'known', 'wanted_targets', 'augment_square', 'draw_shape', 'resize_crop',
-           'Window', 'draw_window', 'spacing_groups', 'Crops', 'CropDataset', 'StepSampler', 'PatchDataModule']
+           'Window', 'draw_window', 'spacing_groups', 'Crops', 'drawable', 'PatchOrder', 'observed_only', 'CropDataset',
+           'StepSampler', 'make_loader', 'PatchDataModule']
 
 # %% ../../nbs/20_patches/08_loading.ipynb #5faac2f0
 import functools
@@ -217,6 +218,74 @@ class Crops:
 
 CROPS = Crops()  # the whole of each patch
 
+# %% ../../nbs/20_patches/08_loading.ipynb #2c592c9c
+def drawable(
+    store: PatchStore,  # where the patches are
+    rows: np.ndarray | list[int],  # patches to draw from
+    contract: InputContract,  # what the model takes
+    crop: int,  # side of a crop, px
+    seen: bool = True,  # only those of which something was observed
+) -> np.ndarray:  # patches to draw from
+    """Hold a store to a contract, and list the patches that have something to show."""
+    rows = np.asarray(rows, dtype=np.int64)
+    if not 0 < crop <= store.size:
+        raise ValueError(f"crop is in pixels, from 1 to the patch size {store.size} of {store.path}; got {crop}")
+    held = [(str(c), c.quantity, c.units) for c in store.channels]
+    if held != (wanted := [(c.name, c.quantity, c.units) for c in contract.inputs]):
+        raise ValueError(f"{store.path} holds {held}; the contract takes {wanted}. Prepare a store that fits")
+    rows = rows[store.index["valid_fraction"].to_numpy()[rows] > 0] if seen else rows
+    if len(rows) == 0:
+        raise ValueError(f"{store.path}: expected patches with valid pixels to draw from; the selection has none")
+    return rows
+
+# %% ../../nbs/20_patches/08_loading.ipynb #7a15aa27
+class PatchOrder:
+    """Say which patch an item shows: every pass over the patches has an order of its own, unless balanced."""
+
+    def __init__(
+        self,
+        store: PatchStore,  # where the patches are
+        rows: np.ndarray,  # patches to draw from
+        balance: str = "none",  # one of none | spacing
+        seed: int | None = 0,  # of what is drawn; None: in order, once
+    ):
+        self.rows, self.balanced, self.seed = rows, balance != "none", seed
+        self.groups = spacing_groups(store, rows, balance)
+        self._shuffled = (-1, rows)  # pass, and its order
+
+    def __call__(
+        self,
+        item: int,  # any number from 0
+    ) -> int:  # number of the patch
+        """Choose the patch of an item."""
+        if self.balanced:
+            generator = np.random.default_rng([self.seed, 3, item])
+            group = self.groups[generator.integers(len(self.groups))]
+            return int(group[generator.integers(len(group))])
+        epoch, place = divmod(item, len(self.rows))
+        if self.seed is None:
+            return int(self.rows[place])
+        if self._shuffled[0] != epoch:
+            self._shuffled = (epoch, np.random.default_rng([self.seed, 1, epoch]).permutation(self.rows))
+        return int(self._shuffled[1][place])
+
+    def near(
+        self,
+        patch: int,  # number of the patch
+    ) -> np.ndarray:  # patches of its group
+        """List the patches that may stand in for one."""
+        return next(group for group in self.groups if patch in group) if self.balanced else self.rows
+
+# %% ../../nbs/20_patches/08_loading.ipynb #d93041f6
+def observed_only(
+    values: np.ndarray,  # as `read_target` gives them
+    valid: np.ndarray,  # (h, w) bool
+) -> np.ndarray:  # int64 class numbers or tags, float32 numbers
+    """Forget what is known of pixels that were not observed."""
+    if values.ndim == 2:
+        values = np.where(valid, values, np.float32(np.nan) if values.dtype.kind == "f" else UNKNOWN)
+    return np.asarray(values, np.float32 if values.dtype.kind == "f" else np.int64)
+
 # %% ../../nbs/20_patches/08_loading.ipynb #4fc2f5b3
 class CropDataset(Dataset):
     """Draw crops of patches; item k is a pure function of (seed, k)."""
@@ -232,46 +301,17 @@ class CropDataset(Dataset):
         augment: bool = True,  # random windows and flips; False: the centre of each patch once
         seed: int = 0,  # of everything that is drawn
     ):
-        rows, crop = np.asarray(rows, dtype=np.int64), crops.crop_px or store.size
+        self.store, self.contract, self.crops, self.crop = store, contract, crops, crops.crop_px or store.size
         self.targets = wanted_targets(store, targets)
-        if not 0 < crop <= store.size:
-            raise ValueError(f"crop is in pixels, from 1 to the patch size {store.size} of {store.path}; got {crop}")
-        held = [(str(c), c.quantity, c.units) for c in store.channels]
-        if held != (wanted := list(zip(contract.channels, contract.quantity, contract.units, strict=True))):
-            raise ValueError(f"{store.path} holds {held}; the contract takes {wanted}. Prepare a store that fits")
-        if augment:
-            rows = rows[store.index["valid_fraction"].to_numpy()[rows] > 0]
-        if len(rows) == 0:
-            raise ValueError(f"{store.path}: expected patches with valid pixels to draw from; the selection has none")
-        self.store, self.rows, self.contract, self.crops, self.crop = store, rows, contract, crops, crop
+        self.rows = drawable(store, rows, contract, self.crop, augment)
         self.augment, self.seed = augment, seed
-        classes = {target.name: target for target in self.targets.values() if target.kind == "classes"}
-        self._tables = {name: class_table(target) for name, target in classes.items()}
+        self.patch_of = PatchOrder(store, self.rows, crops.balance if augment else "none", seed if augment else None)
+        self._tables = {t.name: class_table(t) for t in self.targets.values() if t.kind == "classes"}
         self._observed = store.index["valid_fraction"].to_numpy() == 1
-        self._order = (-1, rows)
-        self._groups = spacing_groups(store, rows, crops.balance) if augment else [rows]
-        self._group_of = np.zeros(len(store), np.int16)
-        for number, group in enumerate(self._groups):
-            self._group_of[group] = number
+        self._scaled_first = ~self._observed | bool(contract.clip)  # where clipping or holes make a difference
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def patch_of(
-        self,
-        item: int,  # any number from 0
-    ) -> int:  # patch that the item is cut from
-        """Say which patch an item shows: every pass over the patches has an order of its own, unless balanced."""
-        if self.augment and self.crops.balance != "none":
-            generator = np.random.default_rng([self.seed, 3, item])
-            group = self._groups[generator.integers(len(self._groups))]
-            return int(group[generator.integers(len(group))])
-        epoch, place = divmod(item, len(self.rows))
-        if not self.augment:
-            return int(self.rows[place])
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self.seed, 1, epoch]).permutation(self.rows))
-        return int(self._order[1][place])
 
     def __getitem__(
         self,
@@ -283,13 +323,12 @@ class CropDataset(Dataset):
         if not self.augment and item >= len(self.rows):
             raise IndexError(f"there are {len(self.rows)} items without augmentation; got {item}")
         window = self._window(item)
-        image, valid = self._read(window)
-        targets = {name: self._target(target, window) for name, target in self.targets.items()}
+        (image, valid), targets = self._read(window), {n: self._target(t, window) for n, t in self.targets.items()}
         if self.augment and self.crops.resized_area:
             image, valid, targets = resize_crop(image, valid, targets, self.crop)
-        image = image if self._scaled_first(window) else self.contract.normalise(image, valid)
+        image = image if self._scaled_first[window.patch] else self.contract.normalise(image, valid)
         arrays = {"image": image, "valid": valid}
-        arrays |= {f"target_{name}": self._observed_only(values, valid) for name, values in targets.items()}
+        arrays |= {f"target_{name}": observed_only(values, valid) for name, values in targets.items()}
         augmented = {k: augment_square(v, window.symmetry) if v.ndim >= 2 else v for k, v in arrays.items()}
         return {**{k: torch.from_numpy(v.copy()) for k, v in augmented.items()}, "patch": window.patch}
 
@@ -297,23 +336,12 @@ class CropDataset(Dataset):
         """Read a target in a window."""
         return read_target(self.store, window.patch, target, window.place, self._tables.get(target.name))
 
-    @staticmethod
-    def _observed_only(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Forget what is known of pixels that were not observed; class numbers become int64."""
-        if values.ndim == 2:
-            values = np.where(valid, values, np.float32(np.nan) if values.dtype.kind == "f" else UNKNOWN)
-        return np.asarray(values, np.float32 if values.dtype.kind == "f" else np.int64)
-
-    def _scaled_first(self, window: Window) -> bool:
-        """Say whether an image is normalised before it is resized: where clipping or holes make a difference."""
-        return bool(self.contract.clip) or not self._observed[window.patch]
-
     def _read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Read image and valid of a window."""
         image = self.store.read(window.patch, window=window.place)
         whole = self._observed[window.patch]
         valid = np.ones(image.shape[1:], bool) if whole else self.store.read(window.patch, "valid", window.place)
-        return (self.contract.normalise(image, valid) if self._scaled_first(window) else image), valid
+        return (self.contract.normalise(image, valid) if self._scaled_first[window.patch] else image), valid
 
     def _window(self, item: int) -> Window:
         """Choose the window of an item."""
@@ -321,10 +349,9 @@ class CropDataset(Dataset):
         if not self.augment:
             return Window(patch, *2 * [(self.store.size - crop) // 2], crop, crop, 0)
         generator = np.random.default_rng([self.seed, 2, item])
-        near = self._groups[self._group_of[patch]] if self.crops.balance != "none" else self.rows
         mapped = [target for target in self.targets.values() if target.of == "pixel"]
         read = (lambda window: [self._target(target, window) for target in mapped]) if mapped else None
-        resized = self.crops.resized_area or None
+        near, resized = self.patch_of.near(patch), self.crops.resized_area or None
         return draw_window(self.store, near, patch, crop, self.crops.min_valid, generator, read, resized=resized)
 
 # %% ../../nbs/20_patches/08_loading.ipynb #c6a27679
@@ -364,6 +391,29 @@ class StepSampler(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         return (step * self.batch + place for step in self._steps() for place in self.share)
+
+# %% ../../nbs/20_patches/08_loading.ipynb #b5c38e7d
+def make_loader(
+    dataset: Dataset,  # what is loaded
+    batch: int,  # items of a batch
+    workers: int = 0,  # processes that read
+    sampler: Sampler | None = None,  # gives the numbers of the items; all in order when None
+) -> DataLoader:  # batches of items, as dicts of tensors
+    """Build a loader whose batches do not depend on the number of workers."""
+    context = None
+    if workers:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["sarfm.patches.loading"])  # imported once, not by every worker
+    return DataLoader(
+        dataset,
+        batch_size=batch,
+        sampler=sampler,
+        num_workers=workers,
+        multiprocessing_context=context,
+        worker_init_fn=functools.partial(leave_with, os.getpid()) if workers else None,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 # %% ../../nbs/20_patches/08_loading.ipynb #f0f9a615
 class PatchDataModule:
@@ -406,36 +456,19 @@ class PatchDataModule:
         rows = self.train_rows if train else self.rows(part)
         return CropDataset(self.store, rows, self.contract, self.crops, self.targets, train, self.seed)
 
-    def _loader(self, part: str, rank: int = 0, ranks: int = 1) -> DataLoader:
-        """Build a loader whose batches do not depend on the number of workers."""
-        train, context = part == "train", None
-        if self.workers:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["sarfm.patches.loading"])  # imported once, not by every worker
-        sampler = StepSampler(self.steps, self.batch_size, self.steps_per_epoch, rank, ranks) if train else None
-        return DataLoader(
-            self.dataset(part),
-            batch_size=self.batch_size // ranks,
-            sampler=sampler,
-            num_workers=self.workers,
-            multiprocessing_context=context,
-            worker_init_fn=functools.partial(leave_with, os.getpid()) if self.workers else None,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
-
     def train_dataloader(
         self,
         rank: int = 0,  # which of the ranks reads, counted from 0
         ranks: int = 1,  # that share each batch equally
     ) -> DataLoader:
         """Load random crops, `steps_per_epoch` batches an epoch."""
-        return self._loader("train", rank, ranks)
+        sampler = StepSampler(self.steps, self.batch_size, self.steps_per_epoch, rank, ranks)
+        return make_loader(self.dataset("train"), self.batch_size // ranks, self.workers, sampler)
 
     def val_dataloader(self) -> DataLoader | list:
         """Load the validation patches once, in order."""
-        return self._loader("val") if len(self.rows("val")) else []
+        return make_loader(self.dataset("val"), self.batch_size, self.workers) if len(self.rows("val")) else []
 
     def test_dataloader(self) -> DataLoader | list:
         """Load the test patches once, in order."""
-        return self._loader("test") if len(self.rows("test")) else []
+        return make_loader(self.dataset("test"), self.batch_size, self.workers) if len(self.rows("test")) else []

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ from ..io.files import append_line, atomic_path, atomic_write, lock, read_json, 
 from ..io.processes import carried_here, in_order, processes
 from .cut import View, cut_band, patch_grid, stored_values, views_of, window_starts
 from .descriptions import describe
-from .shards import chunk_side
+from .shards import Layout, chunk_side
 from .store import FORMAT, MANIFEST, PatchStore, open_store, partial_path, target_of, target_statement
 from .store import restore as restore  # part of this module's interface
-from .writer import STATISTICS, Layout, SceneTable, ShardWriter, summarise_shards
+from .writer import STATISTICS, Kept, SceneTable, ShardWriter, summarise_shards
 from ..scenes.channels import Channel, Target
 from ..scenes.open import check_scene, measured_variables, spacing_m
 from ..scenes.scene import channels_of, date_dimension, find_channels, targets_of
@@ -57,12 +57,15 @@ def _kind(
         raise ValueError(
             f"scene {name!r}: valid is True where {observed} are not finite; recompute valid, or use make_scene"
         )
+    along = date_dimension(scene)
+    order = np.argsort(scene[along].values, kind="stable").tolist() if along == "time" else []
     kinds = {name: "<f4" if named[name].kind == "number" else scene[name].dtype.str for name in targets}
     return {
         "channels": [asdict(channel) for channel in find_channels(scene, channels)],
         "targets": {name: target_statement(named[name]) for name in targets},
         "target_types": kinds,
-        "dates": scene.sizes[date_dimension(scene)] if date_dimension(scene) in scene["valid"].dims else 0,
+        "dates": scene.sizes[along] if along in scene["valid"].dims else 0,
+        "order of dates": order,  # numbers of the images from the earliest to the latest
     }
 
 # %% ../../nbs/20_patches/05_prepare.ipynb #1801e074
@@ -91,6 +94,9 @@ def _arrays(
     return arrays
 
 # %% ../../nbs/20_patches/05_prepare.ipynb #380e8a0d
+MOST_SLOTS = 4096  # patches in a file
+
+
 def _attributes(
     kind: dict[str, Any],  # as `_kind` states
     cut: dict[str, Any],  # size, stride, edge … of `write_store`
@@ -330,10 +336,188 @@ def _visit_there(
                 counts.append(count)
     return Spooled(visit, file, counts)
 
-# %% ../../nbs/20_patches/05_prepare.ipynb #d6342e27
-MOST_SLOTS = 4096  # patches in a file
+# %% ../../nbs/20_patches/05_prepare.ipynb #ce387fea
+@dataclass(frozen=True)
+class _Preparation:
+    """State what is prepared, from what and how."""
+
+    scenes: Mapping[str, xr.Dataset]  # name -> Scene
+    path: Path  # of the finished store
+    cut: dict[str, Any]  # size, stride, edge … of `write_store`
+    stated: dict[str, Any]  # split and dataset, which the store repeats
+    shard_mb: float  # about the size of one file of images, MB
+    pool: Executor | None  # processes that help
+    progress: bool  # show a progress bar
+
+    @property
+    def folder(self) -> Path:
+        """Name the folder of the unfinished store."""
+        return partial_path(self.path)
+
+    @property
+    def spool(self) -> Path:
+        """Name the folder for what other processes have cut."""
+        return self.path.with_name(self.path.name + ".visits")
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """State what was asked for, as JSON gives it back."""
+        return json.loads(json.dumps({**self.cut, "shard_mb": self.shard_mb}))
+
+    def plan(self, kind: dict[str, Any]) -> dict[str, Any]:
+        """State what the store is before anything is cut."""
+        attrs = {**_attributes(kind, self.cut, self.shard_mb), **self.stated, "asked": self.asked}
+        return json.loads(json.dumps(attrs))
+
+# %% ../../nbs/20_patches/05_prepare.ipynb #49c0baa1
+def _same_kind(
+    name: str,  # of the scene
+    kind: dict[str, Any],  # as `_kind` states
+    first: dict[str, Any],  # that of the first scene
+) -> None:
+    """Refuse a scene that doesn't go with the first."""
+    for key, wanted in first.items():
+        if kind[key] != wanted:
+            stated = [_written(key, value) for value in (kind[key], wanted)]
+            raise ValueError(
+                f"scene {name!r} has {key} {stated[0]}, the first scene {stated[1]}; one store holds one kind of scenes."
+                " Convert it, sort its dates, or choose channels and targets"
+            )
 
 
+def _visits(
+    asked: _Preparation,  # what is prepared
+    kept: Callable[[int], str],  # fingerprint of a scene by number whose patches are all there, "" when they aren't
+) -> Iterator[tuple[str, Visit | Spooled]]:  # name of each scene, and what was found
+    """Visit every scene, and hold it to the kind of the first."""
+    from tqdm.auto import tqdm
+
+    names, first = list(asked.scenes), None
+    if asked.pool is None:
+        found = (Visit(name, asked.scenes[name], asked.cut) for name in names)
+    else:
+        held = ({n: asked.scenes[n]} if type(asked.scenes) is dict else None for n in names)
+        tasks = (
+            (scene, name, asked.cut, asked.spool / str(k), asked.shard_mb, kept(k))
+            for k, (name, scene) in enumerate(zip(names, held, strict=True))
+        )
+        found = in_order(asked.pool, _visit_there, tasks, 8)
+    bar = tqdm(zip(names, found, strict=True), "scenes", len(names), disable=not asked.progress, unit="scene")
+    for name, visit in bar:
+        first = first or visit.kind
+        _same_kind(name, visit.kind, first)
+        yield name, visit
+
+# %% ../../nbs/20_patches/05_prepare.ipynb #6ad6a21a
+def _compare(
+    asked: _Preparation,  # what is prepared
+) -> None:
+    """Refuse a store that holds other scenes or another cut."""
+    same = all((asked.path / name).exists() for name in ("plan.json", MANIFEST))
+    if same:
+        table = pd.read_parquet(asked.path / "scenes.parquet", columns=["scene", "fingerprint"])
+        here, plan = [], None
+        for name in asked.scenes:
+            visit = Visit(name, asked.scenes[name], asked.cut)
+            plan = plan or asked.plan(visit.kind)
+            here += [(row["scene"], visit.fingerprint) for row, _ in visit.rows]
+        there = list(zip(table["scene"], table["fingerprint"], strict=True))
+        same = plan == read_json(asked.path / "plan.json") and here == there
+    if not same:
+        raise FileExistsError(f"{asked.path} holds other scenes or another cut; remove it, or choose another name")
+
+# %% ../../nbs/20_patches/05_prepare.ipynb #3fefb2eb
+def _begin(
+    folder: Path,  # of the unfinished store
+    plan: dict[str, Any],  # what the store is to be
+) -> bool:  # whether something of the same plan is there
+    """Make the folder of an unfinished store, or keep what is in it."""
+    for leftover in folder.rglob(".*.tmp*"):  # of a write that was killed
+        leftover.unlink(missing_ok=True)
+    if (folder / "plan.json").exists() and read_json(folder / "plan.json") == plan:
+        return True
+    shutil.rmtree(folder, ignore_errors=True)
+    _create(folder, plan)
+    write_json(folder / "plan.json", plan)
+    return False
+
+
+def _earlier(
+    asked: _Preparation,  # what is prepared
+) -> Callable[[int], str]:  # from the number of a scene to its fingerprint, "" where its patches aren't all written
+    """Tell which scenes need no cutting."""
+    file = asked.folder / "plan.json"
+    plan = read_json(file) if file.exists() else {}
+    if asked.pool is None or plan.get("asked") != asked.asked:
+        return lambda number: ""
+    lines, kept = Journal(asked.folder / "visits.jsonl").lines, Kept(Layout(asked.folder, plan), resumes=True)
+    first = np.cumsum([0, *(patches for *_, patches in lines)]).tolist()
+    return lambda k: lines[k][1] if k < len(lines) and kept.holds(first[k], lines[k][2]) else ""
+
+# %% ../../nbs/20_patches/05_prepare.ipynb #0593adcb
+def _cut(
+    asked: _Preparation,  # what is prepared
+    writer: ShardWriter,  # takes the patches
+    name: str,  # of the scene
+    visit: Visit | Spooled,  # to it
+) -> None:
+    """Write those patches of a scene that aren't there."""
+    slots, end = writer.layout.slots, writer.count + sum(row["patches"] for row, _ in visit.rows)
+    for count, block in visit.blocks(slots):
+        if writer.wants(count):
+            writer.add(block())
+        else:
+            writer.skip(count)
+    if end > writer.count and writer.wants(end - writer.count):  # another process left them, but they have moved
+        for _, block in Visit(name, asked.scenes[name], asked.cut).blocks(slots):
+            writer.add(block())
+    writer.skip(end - writer.count)  # another process found all of them there
+
+
+def _write(
+    asked: _Preparation,  # what is prepared
+) -> None:
+    """Visit all scenes and write what isn't there."""
+    writer = table = journal = None
+    plan: dict[str, Any] = {}
+    grids: list[pd.DataFrame] = []
+    for number, (name, visit) in enumerate(_visits(asked, _earlier(asked))):
+        if writer is None:
+            plan = asked.plan(visit.kind)
+            writer = ShardWriter(Layout(asked.folder, plan), _begin(asked.folder, plan))
+            journal = Journal(asked.folder / "visits.jsonl")
+            table = SceneTable(asked.folder / "scenes.parquet", tuple(visit.rows[0][0]))
+        if not journal.visited(number, name, visit):
+            writer.forget()
+        at = writer.count
+        for row, description in visit.rows:
+            table.add(row | {"patch": at}, description)
+            at += row["patches"]
+        grids += visit.grids
+        _cut(asked, writer, name, visit)
+    writer.close()
+    table.close()
+    spacing = pd.read_parquet(asked.folder / "scenes.parquet", columns=["spacing_m"])["spacing_m"]
+    median = None if spacing.isna().any() else float(spacing.median())
+    _complete(asked.folder, {**plan, "described": table.first, "spacing_m": median}, writer.count)
+    _finish(asked.folder, plan, grids, asked.pool)
+    (asked.folder / "visits.jsonl").unlink()
+
+# %% ../../nbs/20_patches/05_prepare.ipynb #49e2b141
+@contextmanager
+def _spool(
+    asked: _Preparation,  # what is prepared
+) -> Iterator[None]:
+    """Give other processes a folder for their patches, and remove it in the end."""
+    shutil.rmtree(asked.spool, ignore_errors=True)
+    if asked.pool is not None:
+        asked.spool.mkdir(parents=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(asked.spool, ignore_errors=True)
+
+# %% ../../nbs/20_patches/05_prepare.ipynb #9df4da25
 def write_store(
     scenes: Mapping[str, xr.Dataset],  # name -> Scene; opened one at a time
     path: str | Path,  # the store to make, say "ombria.zarr"
@@ -364,157 +548,17 @@ def write_store(
     window_starts(size, size, stride or size, edge)
     cut = {"size": size, "stride": stride or size, "edge": edge, "channels": channels, "targets": targets}
     cut |= {"dates": dates, "scales": [int(f) for f in scales], "average": average}
-    path = Path(path)
+    path, stated = Path(path), {"split": dict(split or {}), "dataset": dataset}
     carry = None if type(scenes) is dict else scenes
     with lock(path), processes(jobs, carry) as pool:
-        preparation = _Preparation(
-            scenes, path, cut, {"split": dict(split or {}), "dataset": dataset}, shard_mb, pool, progress
-        )
+        preparation = _Preparation(scenes, path, cut, stated, shard_mb, pool, progress)
         if path.exists():
-            preparation.compare()
+            _compare(preparation)
         else:
-            preparation.write()
+            with _spool(preparation):
+                _write(preparation)
             os.replace(partial_path(path), path)
     return open_store(path)
-
-# %% ../../nbs/20_patches/05_prepare.ipynb #d8bccddb
-class _Preparation:
-    """Write a store, or compare scenes with one that is there."""
-
-    def __init__(
-        self,
-        scenes: Mapping[str, xr.Dataset],
-        path: Path,
-        cut: dict[str, Any],
-        stated: dict[str, Any],
-        shard_mb: float,
-        pool: Executor | None,
-        progress: bool,
-    ):
-        self.scenes, self.path, self.cut, self.stated = scenes, path, cut, stated
-        self.shard_mb, self.pool, self.progress = shard_mb, pool, progress
-        self.folder, self.spool = partial_path(path), path.with_name(path.name + ".visits")
-
-    def plan(self, kind: dict[str, Any]) -> dict[str, Any]:
-        """State what the store is before anything is cut."""
-        asked = {**self.cut, "shard_mb": self.shard_mb}
-        return json.loads(json.dumps({**_attributes(kind, self.cut, self.shard_mb), **self.stated, "asked": asked}))
-
-    def visits(self, kept: Callable[[int], str]) -> Iterator[tuple[str, Visit | Spooled]]:
-        """Visit every scene once, in order; they share one kind."""
-        from tqdm.auto import tqdm
-
-        names, first = list(self.scenes), None
-        if self.pool is None:
-            found = (Visit(name, self.scenes[name], self.cut) for name in names)
-        else:
-            found = in_order(self.pool, _visit_there, (self._task(k, n, kept(k)) for k, n in enumerate(names)), 8)
-        bar = tqdm(zip(names, found, strict=True), "scenes", len(names), disable=not self.progress, unit="scene")
-        for name, visit in bar:
-            first = first or visit.kind
-            for key, wanted in first.items():
-                if visit.kind[key] != wanted:
-                    stated = [_written(key, value) for value in (visit.kind[key], wanted)]
-                    raise ValueError(
-                        f"scene {name!r} has {key} {stated[0]}, the first scene {stated[1]}; one store holds one kind of scenes."
-                        " Convert it, or choose channels and targets"
-                    )
-            yield name, visit
-
-    def _task(self, number: int, name: str, kept: str) -> tuple:
-        """Send no scenes that are not needed."""
-        held = {name: self.scenes[name]} if type(self.scenes) is dict else None
-        return held, name, self.cut, self.spool / str(number), self.shard_mb, kept
-
-    def compare(self) -> None:
-        """Refuse a store that holds other scenes or another cut."""
-        same = (self.path / "plan.json").exists() and (self.path / MANIFEST).exists()
-        if same:
-            table = pd.read_parquet(self.path / "scenes.parquet", columns=["scene", "fingerprint"])
-            there = list(zip(table["scene"], table["fingerprint"], strict=True))
-            here, plan = [], None
-            for name in self.scenes:
-                visit = Visit(name, self.scenes[name], self.cut)
-                plan = plan or self.plan(visit.kind)
-                here += [(row["scene"], visit.fingerprint) for row, _ in visit.rows]
-            same = plan == read_json(self.path / "plan.json") and here == there
-        if not same:
-            raise FileExistsError(f"{self.path} holds other scenes or another cut; remove it, or choose another name")
-
-    def begin(self, plan: dict[str, Any]) -> bool:
-        """Make the folder of the unfinished store, or keep what is there of the same plan."""
-        for leftover in self.folder.rglob(".*.tmp*"):  # of a write that was killed
-            leftover.unlink(missing_ok=True)
-        if (self.folder / "plan.json").exists() and read_json(self.folder / "plan.json") == plan:
-            return True
-        shutil.rmtree(self.folder, ignore_errors=True)
-        _create(self.folder, plan)
-        write_json(self.folder / "plan.json", plan)
-        return False
-
-    def write(self) -> None:
-        """Write the store into its unfinished folder."""
-        shutil.rmtree(self.spool, ignore_errors=True)
-        if self.pool is not None:
-            self.spool.mkdir(parents=True)
-        try:
-            self._write()
-        finally:
-            shutil.rmtree(self.spool, ignore_errors=True)
-
-    def _write(self) -> None:
-        """Visit all scenes and write what isn't there."""
-        writer = table = journal = None
-        plan: dict[str, Any] = {}
-        grids: list[pd.DataFrame] = []
-        for number, (name, visit) in enumerate(self.visits(self._earlier())):
-            if writer is None:
-                plan = self.plan(visit.kind)
-                writer = ShardWriter(Layout(self.folder, plan), self.begin(plan))
-                journal = Journal(self.folder / "visits.jsonl")
-                table = SceneTable(self.folder / "scenes.parquet", tuple(visit.rows[0][0]))
-            if not journal.visited(number, name, visit) and writer.resumes:
-                writer.forget()
-            at = writer.count
-            for row, description in visit.rows:
-                table.add(row | {"patch": at}, description)
-                at += row["patches"]
-            grids += visit.grids
-            self._cut(writer, name, visit, plan["slots"])
-        writer.close()
-        table.close()
-        attrs = {**plan, "described": table.first, "spacing_m": self._spacing()}
-        _complete(self.folder, attrs, writer.count)
-        _finish(self.folder, plan, grids, self.pool)
-        (self.folder / "visits.jsonl").unlink()
-
-    def _cut(self, writer: ShardWriter, name: str, visit: Visit | Spooled, slots: int) -> None:
-        """Write those patches of a scene that aren't there."""
-        end = writer.count + sum(row["patches"] for row, _ in visit.rows)
-        for count, block in visit.blocks(slots):
-            if writer.wants(count):
-                writer.add(block())
-            else:
-                writer.skip(count)
-        if end > writer.count and writer.wants(end - writer.count):  # another process left them, but they have moved
-            for _, block in Visit(name, self.scenes[name], self.cut).blocks(slots):
-                writer.add(block())
-        writer.skip(end - writer.count)  # another process found all of them there
-
-    def _earlier(self) -> Callable[[int], str]:
-        """Tell of each scene the fingerprint that it had when all its patches were written; "" where they aren't."""
-        file = self.folder / "plan.json"
-        plan = read_json(file) if file.exists() else {}
-        if self.pool is None or plan.get("asked") != json.loads(json.dumps({**self.cut, "shard_mb": self.shard_mb})):
-            return lambda number: ""
-        lines, there = Journal(self.folder / "visits.jsonl").lines, ShardWriter(Layout(self.folder, plan), resumes=True)
-        first = np.cumsum([0, *(patches for *_, patches in lines)]).tolist()
-        return lambda k: lines[k][1] if k < len(lines) and not there.wants(lines[k][2], first[k]) else ""
-
-    def _spacing(self) -> float | None:
-        """Tell the median pixel spacing of the scenes, if all state one."""
-        spacing = pd.read_parquet(self.folder / "scenes.parquet", columns=["spacing_m"])["spacing_m"]
-        return None if spacing.isna().any() else float(spacing.median())
 
 # %% ../../nbs/20_patches/05_prepare.ipynb #aed740dc
 def _sources(
@@ -549,7 +593,12 @@ def prepare_store(
     if entry.simulate:
         make_files(entry, where, progress)
     described, listed = entry.model_dump(mode="json"), [file.path for file in entry.files]
-    cut = dict(size=size, stride=stride, channels=channels or None, dates=dates, targets=targets)
+    scenes = open_dataset(dataset, folder)
+    if not channels or targets is None:
+        first = next(iter(views_of("", scenes[next(iter(scenes))], dates))).scene
+        channels = channels or [str(channel) for channel in find_channels(first)]
+        targets = list(targets_of(first)) if targets is None else targets
+    cut = dict(size=size, stride=stride, channels=channels, dates=dates, targets=targets)
     if not entry.read or entry.read.reader != "files":
         listed = listed or entry_files(entry, where)  # whatever else lies in the folder
     recipe = {"format": FORMAT, **cut, "edge": edge, "entry": described}
@@ -562,7 +611,7 @@ def prepare_store(
             return open_store(path)
         more = {"scales": scales or (), "average": average, "edge": edge, "jobs": jobs, "dataset": entry.id}
         more["split"] = entry.split.stated if entry.split else None
-        return write_store(open_dataset(dataset, folder), path, progress=progress, **more, **cut)
+        return write_store(scenes, path, progress=progress, **more, **cut)
 
 # %% ../../nbs/20_patches/05_prepare.ipynb #dd79c2a7
 @dataclass(frozen=True)

@@ -15,9 +15,12 @@ import numpy as np
 import xarray as xr
 
 from ..sar import mean_power
-from ..scenes.open import label_names, measured_variables, spacing_m
+from ..scenes.accessor import refuse_phase
+from ..scenes.channels import Target
+from ..scenes.open import measured_variables, spacing_m
+from ..scenes.scene import targets_of
 
-# %% ../../nbs/20_patches/01_scales.ipynb #c722d3cc
+# %% ../../nbs/20_patches/01_scales.ipynb #fa01550b
 class Axis(NamedTuple):
     """Say which fine pixels each coarse pixel hears, along one axis."""
 
@@ -34,17 +37,18 @@ class Axis(NamedTuple):
         low = self.first[start]
         return Axis(self.first[start:stop] - low, self.last[start:stop] - low, self.weight[start:stop])
 
-
+# %% ../../nbs/20_patches/01_scales.ipynb #71ce7fe9
 def block_axis(
     size: int,  # coarse pixels, R
-    factor: int,  # fine pixels in a block
+    factor: float,  # fine pixels in a block
     centre: bool = False,  # only the pixel in the middle of the block
 ) -> Axis:
     """Hear whole blocks, or their middles."""
-    first = np.arange(size) * factor + (factor // 2 if centre else 0)
-    return Axis(first, first if centre else first + factor - 1, np.zeros(size, np.float32))
+    edges = np.floor(np.arange(size + 1) * factor).astype(int)
+    first = edges[:-1] + (int(factor) // 2 if centre else 0)
+    return Axis(first, first if centre else edges[1:] - 1, np.zeros(size, np.float32))
 
-
+# %% ../../nbs/20_patches/01_scales.ipynb #cc098168
 def linear_axis(
     length: int,  # fine pixels
     size: int,  # coarse pixels, R
@@ -56,7 +60,7 @@ def linear_axis(
     first = np.minimum(np.floor(place).astype(int), length - 1)
     return Axis(first, np.minimum(first + 1, length - 1), (place - first).astype(np.float32))
 
-
+# %% ../../nbs/20_patches/01_scales.ipynb #2f969c03
 def nearest_axis(
     length: int,  # fine pixels
     size: int,  # coarse pixels, R
@@ -65,7 +69,7 @@ def nearest_axis(
     first = np.floor(np.arange(size, dtype=np.float32) * (np.float32(length) / np.float32(size))).astype(int)
     return Axis(np.minimum(first, length - 1), np.minimum(first, length - 1), np.zeros(size, np.float32))
 
-# %% ../../nbs/20_patches/01_scales.ipynb #ead0aee6
+# %% ../../nbs/20_patches/01_scales.ipynb #f8a31c87
 def _nearest(
     values: np.ndarray,  # (…, h, w)
     rows: Axis,  # R coarse rows
@@ -85,7 +89,7 @@ def _bilinear(
     values = (1 - down) * values[..., rows.first, :] + down * values[..., rows.last, :]
     return ((1 - across) * values[..., cols.first] + across * values[..., cols.last]).astype(np.float32)
 
-
+# %% ../../nbs/20_patches/01_scales.ipynb #797d6563
 def _block_mean(
     values: np.ndarray,  # (…, h, w) float32, NaN where not observed
     rows: Axis,  # R blocks
@@ -104,6 +108,23 @@ def _block_mean(
     seen = xr.DataArray(np.where(enough[..., None, :, None], blocks, np.float32(1)), dims=dims, attrs=dict(attrs))
     return np.where(enough, mean_power(seen, [dims[-3], dims[-1]]).to_numpy(), np.nan).astype(np.float32)
 
+# %% ../../nbs/20_patches/01_scales.ipynb #20f8af4b
+def _known_mean(
+    values: np.ndarray,  # (…, h, w) as the scene holds them
+    rows: Axis,  # R blocks
+    cols: Axis,  # C blocks
+    target: Target,  # a number of each pixel
+) -> np.ndarray:  # (…, R, C) float32, NaN where nothing of a block is known
+    """Average what is known of each block."""
+    number = target.encode(values).astype(np.float64)
+    sums, count = np.nan_to_num(number), np.isfinite(number).astype(np.float64)
+    for axis, along in ((rows, -2), (cols, -1)):
+        bounds = np.stack([axis.first, axis.last + 1])
+        start = np.insert(np.stack([sums, count]).cumsum(along), 0, 0, axis=along)
+        low, high = (start.take(bound, along) for bound in bounds)
+        sums, count = high - low
+    return np.where(count > 0, sums / np.maximum(count, 1), np.nan).astype(np.float32)
+
 # %% ../../nbs/20_patches/01_scales.ipynb #6aabf535
 BAND_PX = 512  # fine rows that one task averages: 20 MB of a scene 10,000 px wide
 
@@ -112,7 +133,7 @@ def _by_bands(
     values: Any,  # (…, H, W) NumPy or dask array
     rows: Axis,  # R coarse rows
     cols: Axis,  # C coarse columns
-    mix: Callable,  # one of the three ways
+    mix: Callable,  # one of the four ways
 ) -> Any:  # (…, R, C) array of the same kind
     """Average an array, a lazy one band by band."""
     if isinstance(values, np.ndarray):
@@ -151,6 +172,11 @@ def _mixed(
     variable, lengths = scene[name], (scene.sizes["y"], scene.sizes["x"])
     sizes = [coarse_size(n, factor, average) for n in lengths]
     blocks = partial(zip, sizes, strict=True)
+    target = targets_of(scene).get(name)
+    refuse_phase(variable)
+    if target is not None and target.kind == "number":
+        axes = [block_axis(size, factor if average == "power" else n // 2 * 2 / size) for size, n in blocks(lengths)]
+        return _by_bands(variable.data.astype("float32"), *axes, partial(_known_mean, target=target))
     if name in measured_variables(scene) and average == "power":
         rows, cols = (block_axis(n, factor) for n in sizes)
         return _by_bands(variable.where(scene["valid"]).data, rows, cols, partial(_block_mean, attrs=variable.attrs))
@@ -158,7 +184,7 @@ def _mixed(
         halves = [block_axis(n // 2, 2) for n in lengths]
         pooled = _by_bands(variable.where(scene["valid"]).data, *halves, _block_mean)
         return _by_bands(pooled, *(linear_axis(n // 2, size) for size, n in blocks(lengths)), _bilinear)
-    if variable.dtype.kind == "f" and name not in label_names(scene):
+    if variable.dtype.kind == "f" and target is None:
         return _by_bands(variable.data, *(linear_axis(n, size) for size, n in blocks(lengths)), _bilinear)
     if average == "power":
         return _by_bands(variable.data, *(block_axis(n, factor, centre=True) for n in sizes), _nearest)

@@ -41,7 +41,13 @@ def dice(
     """Average one minus the Dice overlap over the classes present."""
     from segmentation_models_pytorch.losses import DiceLoss
 
-    return DiceLoss("multiclass", ignore_index=UNKNOWN)(logits.float(), truth.long())
+    size = logits.shape[1]
+    classes = torch.arange(size, device=truth.device).view(-1, *[1] * truth.dim())
+    present = (truth == classes).flatten(1).any(1).sum()
+    averaged = DiceLoss("multiclass", ignore_index=UNKNOWN)(
+        logits.float(), truth.long()
+    )  # over all K, absent ones as 0
+    return averaged * size / present.clamp(min=1)
 
 # %% ../../nbs/35_tasks/00_losses.ipynb #1fb06ebf
 LOSSES = ("cross_entropy", "dice", "cross_entropy+dice")

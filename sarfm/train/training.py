@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'FETCH_EVERY', 'Recipe', 'running_statistics', 'guarded_step', 'update_ema', 'NonFiniteLoss', 'History',
-           'check_learner', 'Training']
+           'check_learner', 'Resumable', 'Training']
 
 # %% ../../nbs/40_train/03_training.ipynb #caa11e00
 import copy
@@ -221,8 +221,61 @@ def check_learner(
             f" {' and '.join(missing)}. Give the method (such as MAE), not its encoder"
         )
 
-# %% ../../nbs/40_train/03_training.ipynb #c363906d
-class Training(nn.Module):
+# %% ../../nbs/40_train/03_training.ipynb #e5d45fcd
+class Resumable(nn.Module):
+    """Write down and read a training's state."""
+
+    learner: nn.Module  # what learns
+    recipe: Recipe  # how it learns
+    freeze: tuple[str, ...]  # parts of the learner that don't learn
+    step: int  # done so far
+    history: History  # of the losses
+
+    def settings(self) -> dict:  # plain values
+        """List what a checkpoint must have in common with the training that continues it."""
+        weights = sum(parameter.numel() for parameter in self.learner.parameters())
+        recipe = dataclasses.asdict(self.recipe) | {"betas": list(self.recipe.betas)}
+        del recipe["devices"]  # a training may go on with fewer or more, and says so
+        config = getattr(self.learner, "config", dict)()
+        learner = json.dumps(config, sort_keys=True, default=str)
+        return recipe | {"freeze": list(self.freeze), "weights": weights, "learner": learner}
+
+    def state(
+        self,
+        optimiser: torch.optim.Optimizer,  # with its moments
+    ) -> dict:  # tensors and plain values
+        """Give what a checkpoint must hold."""
+        done = {"step": self.step, "history": self.history.state(), "settings": self.settings()}
+        return {
+            "weights": self.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            **done,
+            "threads": torch.get_num_threads(),
+            "devices": rank_count(),
+        }
+
+    def load(
+        self,
+        state: dict,  # from `state`
+        optimiser: torch.optim.Optimizer | None = None,  # takes the moments; None to look on only
+    ) -> None:
+        """Continue from a checkpoint."""
+        self.load_state_dict(state["weights"])
+        self.step = state["step"]
+        self.history.load(state["history"])
+        if optimiser is None:
+            return
+        optimiser.load_state_dict(state["optimiser"])
+        for what, now in {"threads": torch.get_num_threads(), "devices": rank_count()}.items():
+            if state[what] != now:
+                warnings.warn(
+                    f"this training ran with {state[what]} {what} and continues with {now}:"
+                    " it will agree with an uninterrupted one to rounding only",
+                    stacklevel=1,
+                )
+
+# %% ../../nbs/40_train/03_training.ipynb #9308a70d
+class Training(Resumable):
     """Join a learner and a recipe, and know how far the training is."""
 
     def __init__(
@@ -286,46 +339,3 @@ class Training(nn.Module):
     def device(self) -> torch.device:  # of the weights
         """Tell where the learner is."""
         return next(self.learner.parameters()).device
-
-    def settings(self) -> dict:  # plain values
-        """List what a checkpoint must have in common with the training that continues it."""
-        weights = sum(parameter.numel() for parameter in self.learner.parameters())
-        recipe = dataclasses.asdict(self.recipe) | {"betas": list(self.recipe.betas)}
-        del recipe["devices"]  # a training may go on with fewer or more, and says so
-        config = getattr(self.learner, "config", dict)()
-        learner = json.dumps(config, sort_keys=True, default=str)
-        return recipe | {"freeze": list(self.freeze), "weights": weights, "learner": learner}
-
-    def state(
-        self,
-        optimiser: torch.optim.Optimizer,  # with its moments
-    ) -> dict:  # tensors and plain values
-        """Give what a checkpoint must hold."""
-        done = {"step": self.step, "history": self.history.state(), "settings": self.settings()}
-        return {
-            "weights": self.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            **done,
-            "threads": torch.get_num_threads(),
-            "devices": rank_count(),
-        }
-
-    def load(
-        self,
-        state: dict,  # from `state`
-        optimiser: torch.optim.Optimizer | None = None,  # takes the moments; None to look on only
-    ) -> None:
-        """Continue from a checkpoint."""
-        self.load_state_dict(state["weights"])
-        self.step = state["step"]
-        self.history.load(state["history"])
-        if optimiser is None:
-            return
-        optimiser.load_state_dict(state["optimiser"])
-        for what, now in {"threads": torch.get_num_threads(), "devices": rank_count()}.items():
-            if state[what] != now:
-                warnings.warn(
-                    f"this training ran with {state[what]} {what} and continues with {now}:"
-                    " it will agree with an uninterrupted one to rounding only",
-                    stacklevel=1,
-                )

@@ -110,6 +110,20 @@ def _controls(comparison: Comparison) -> dict[str, Dropdown | SelectionSlider]:
         "seed": Dropdown(options=comparison.seeds, description="seed", **look),
     }
 
+# %% ../../nbs/60_viz/07_widgets.ipynb #4fcec779
+def _tile(
+    comparison: Comparison,  # what is compared
+    tile: tuple[int, int],  # row and column of the tile, counted in tiles
+    channel: str,  # that is shown
+    ratio: float,  # part that is hidden
+    seed: int,  # of the mask
+) -> tuple[dict[str, float], list[list[float]], str]:  # its numbers; latitude and longitude of its corners; a note
+    """Describe a tile."""
+    (r, c), nodes, size = tile, tile_nodes(comparison), comparison.tile_px
+    corners = [nodes[i, j][::-1].tolist() for i, j in ((r, c), (r, c + 1), (r + 1, c + 1), (r + 1, c))]
+    numbers = {name: float(table[tile]) for name, table in tile_numbers(comparison, channel, ratio, seed).items()}
+    return numbers, corners, f"Tile at row {r * size}, column {c * size}, {size} × {size} px"
+
 # %% ../../nbs/60_viz/07_widgets.ipynb #bca7578b
 class MaskComparison(VBox):
     """The comparison widget; its controls are attributes, so that a notebook can set them."""
@@ -175,11 +189,7 @@ class MaskComparison(VBox):
         what = self.channel.value, self.ratio.value, self.seed.value
         columns, corners, note = {"scene": scene_numbers(self.comparison, *what)}, [], "Click the map to choose a tile."
         if self.tile is not None:
-            (r, c), nodes, size = self.tile, tile_nodes(self.comparison), self.comparison.tile_px
-            corners = [nodes[i, j][::-1].tolist() for i, j in ((r, c), (r, c + 1), (r + 1, c + 1), (r + 1, c))]
-            tables = tile_numbers(self.comparison, *what)
-            columns["tile"] = {name: float(table[self.tile]) for name, table in tables.items()}
-            note = f"Tile at row {r * size}, column {c * size}, {size} × {size} px"
+            columns["tile"], corners, note = _tile(self.comparison, self.tile, *what)
         self.outline.locations = corners
         self.numbers.value = numbers_html(columns, self.comparison.limits(what[0])[2], note)
 
