@@ -347,6 +347,19 @@ def test_what_a_mask_hides_is_not_valid(tmp_path, kind, chunks):
     assert scene.sar.valid_fraction == 0.75 and np.isnan(scene.vv[:16]).all()
 
 
+@pytest.mark.parametrize("chunks", [None, 16])
+def test_bands_of_a_virtual_raster_with_masks_of_their_own(tmp_path, chunks):
+    tif(tmp_path / "a.tif", np.stack([DB, DB - 7]))
+    tif(tmp_path / "m.tif", (np.arange(H)[:, None] + 0 * DB >= 16).astype("uint8"))
+    source = '<SimpleSource><SourceFilename relativeToVRT="1">{}.tif</SourceFilename><SourceBand>{}</SourceBand></SimpleSource>'
+    mask = f'<MaskBand><VRTRasterBand dataType="Byte">{source.format("m", 1)}</VRTRasterBand></MaskBand>'
+    band = '<VRTRasterBand dataType="Float32" band="{}"><Description>{}</Description><UnitType>dB</UnitType>{}</VRTRasterBand>'
+    bands = band.format(1, "VV", source.format("a", 1)) + band.format(2, "VH", source.format("a", 2) + mask)
+    (tmp_path / "a.vrt").write_text(f'<VRTDataset rasterXSize="{W}" rasterYSize="{H}">{bands}</VRTDataset>')
+    scene = open_scene(tmp_path / "a.vrt", chunks=chunks, **SIGMA0)
+    assert np.isfinite(scene.vv).all() and np.isfinite(scene.vh).mean() == 0.75
+
+
 def test_four_bytes_named_by_their_user_are_four_channels(tmp_path):
     """GDAL marks the fourth of four 8-bit bands as transparency by itself."""
     path = tif(tmp_path / "a.tif", np.stack([PACKED] * 3 + [PACKED * HALF]))
@@ -601,6 +614,16 @@ def test_a_polarisation_that_nobody_knows(tmp_path):
     assert scene.sar.valid_fraction == 1 and scene.sar.to_power().amplitude.quantity == "intensity"
     with pytest.raises(ValueError, match="both polarisations"):
         scene.sar.ratio()
+
+
+def test_a_place_in_rational_polynomials_is_said(tmp_path):
+    line, sample = ([float(k == at) for k in range(20)] for at in (2, 1))
+    terms = {"line_num_coeff": line, "line_den_coeff": [1.0] + [0.0] * 19}
+    terms |= {"samp_num_coeff": sample, "samp_den_coeff": [1.0] + [0.0] * 19}
+    scales = {f"{key}_{part}": 1.0 for key in ("height", "lat", "long", "line", "samp") for part in ("off", "scale")}
+    path = tif(tmp_path / "a.tif", DB, ["VV"], "dB", crs=None, transform=None, rpcs=rasterio.rpc.RPC(**terms, **scales))
+    with pytest.warns(UserWarning, match="rational polynomials"):
+        open_scene(path, **SIGMA0)
 
 
 def test_files_without_a_place_are_read_without_a_warning(tmp_path):

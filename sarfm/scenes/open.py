@@ -369,7 +369,10 @@ def open_scene(
     said = settle_statements(cube, units, quantity, nodata, formula, questions)
     place = settle_place(rasters[0], crs)
     shape = next(iter(cube.values()))[0].values.shape
-    given |= {"group": group, "placed": Placed(shape, place["crs"], place["transform"], place["gcps"])}
+    given |= {
+        "group": group,
+        "placed": Placed(shape, place["crs"], place["transform"] or rasters[0].transform, place["gcps"]),
+    }
     targets = _read_targets(first, rasters[0].targets, given, questions)
     questions.raise_if_any()
     check_same_grid(rasters)

@@ -31,7 +31,7 @@ from sarfm.scenes.channels import (
     canonical_units,
     did_you_mean,
 )
-from .grids import grid_reference, rows_first
+from .grids import grid_reference, in_units_of, rows_first
 from .heights import to_one_height
 from .overlay import Placed, flips_onto
 from .plausibility import sample
@@ -136,7 +136,11 @@ def settle_place(
     if raster.transform is None:
         why = "it has tie points" if raster.tie_points is not None else raster.lost or "it has no coordinates"
         raise ValueError(f"crs={crs!r} doesn't place {raster.path}: {why}; leave it out")
-    return nowhere | {"crs": crs, "transform": raster.transform}
+    try:
+        transform = in_units_of(raster.transform, raster.axis_units or (None, None), CRS.from_user_input(crs))
+    except ValueError as error:
+        raise ValueError(f"crs={crs!r} doesn't place {raster.path}: {error}") from error
+    return nowhere | {"crs": crs, "transform": transform}
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #4a1de7a3
 def _name(
@@ -641,7 +645,7 @@ def _label_variable(
     return Stored(
         values,
         tuple(fills),
-        Placed(tuple(values.shape[-2:]), **{k: v for k, v in reference.items() if k != "lost"}),
+        Placed(tuple(values.shape[-2:]), **{k: v for k, v in reference.items() if k in Placed._fields}),
         target,
     )
 

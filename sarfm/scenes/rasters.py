@@ -7,7 +7,9 @@ __all__ = ['LAZY_ABOVE', 'FILL_KEYS', 'IMAGES', 'ARRAYS', 'read_raster', 'group_
 
 # %% ../../nbs/10_scenes/03_rasters.ipynb #face668c
 import math
+import os
 import re
+import threading
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -37,6 +39,20 @@ _KEPT_TAGS = ("sensor", "product", "title", "licence", "license", "attribution",
 _KEPT_TAGS += ("time_start", "time_coverage_start", "time_coverage_end", "ORBIT_DIRECTION")
 
 
+_OPENING = threading.Lock()  # Python's filters of warnings are one for all threads
+os.register_at_fork(after_in_child=_OPENING._at_fork_reinit)
+
+
+def _opened(
+    path: Path,  # a raster
+) -> Any:  # an open rasterio dataset
+    """Open a raster; that it has no place is said where its place is settled."""
+    import rasterio
+
+    with _OPENING, warnings.catch_warnings(action="ignore", category=rasterio.errors.NotGeoreferencedWarning):
+        return rasterio.open(path)
+
+
 def _read_pixels(
     path: Path,  # a raster
     index: int,  # band, from 1
@@ -47,10 +63,7 @@ def _read_pixels(
     import rasterio
 
     try:
-        with (
-            warnings.catch_warnings(action="ignore", category=rasterio.errors.NotGeoreferencedWarning),
-            rasterio.open(path) as raster,
-        ):
+        with _opened(path) as raster:
             return raster.read_masks(index, window=window) > 0 if mask else raster.read(index, window=window)
     except rasterio.errors.RasterioError as error:
         found = f"the pixels cannot be read ({error}); the file is damaged or incomplete, fetch it again"
@@ -98,6 +111,8 @@ def _georeference(
         lon, lat = to_lonlat.transform([p.x for p in points], [p.y for p in points])
         tied = np.stack([[p.row for p in points], [p.col for p in points], lon, lat], axis=-1)
         return {"tie_points": tied, "heights_m": np.array([p.z or 0.0 for p in points])}
+    if raster.rpcs and raster.transform.is_identity:
+        return {"lost": "it states rational polynomials (RPC), which are not read: warp it first (gdalwarp -rpc)"}
     if raster.crs is None and raster.transform.is_identity:
         return {}
     if raster.transform.is_identity:
@@ -185,14 +200,12 @@ def read_raster(
     path = Path(path)
     _check_structure(path)
     try:
-        with (
-            warnings.catch_warnings(action="ignore", category=rasterio.errors.NotGeoreferencedWarning),
-            rasterio.open(path) as raster,
-        ):
+        with _opened(path) as raster:
             shape, lazy = raster.shape, chunks or math.prod(raster.shape) * raster.count > LAZY_ABOVE
             statements = [_band_statement(raster, i) for i in raster.indexes]
             attrs = {k: v for k, v in raster.tags().items() if k in _KEPT_TAGS}
             place, dtypes, masked = _georeference(raster), raster.dtypes, _has_mask(raster)
+            masked_alone = [flags == [] for flags in raster.mask_flag_enums]  # bands of a VRT with a mask of their own
     except rasterio.errors.RasterioError as error:
         raise CorruptData.at(path, f"it cannot be opened as an image ({error}); fetch it again") from error
 
@@ -202,7 +215,10 @@ def read_raster(
         return _read_pixels(path, index, mask=mask)
 
     valid = pixels(1, mask=True) if masked and not statements[0]["alpha"] else None
-    bands = [Band(pixels(i), valid=None if s["alpha"] else valid, **s) for i, s in enumerate(statements, start=1)]
+    bands = []
+    for index, said in enumerate(statements, start=1):
+        hidden = pixels(index, mask=True) if masked_alone[index - 1] else valid
+        bands.append(Band(pixels(index), valid=None if said["alpha"] else hidden, **said))
     return Raster(path, bands, attrs=attrs, **place)
 
 # %% ../../nbs/10_scenes/03_rasters.ipynb #0e42d22c

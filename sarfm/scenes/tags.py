@@ -235,6 +235,7 @@ class Raster:
     tie_points: np.ndarray | None = None  # (n, 4): row px, column px, longitude °, latitude °
     heights_m: np.ndarray | None = None  # (n,) of the terrain at the tie points
     lost: str = ""  # why a place that the file half states isn't known
+    axis_units: tuple[str | None, ...] = ()  # of the coordinates of rows and columns, where their system isn't known
     groups: tuple[str, ...] = ()  # of a NetCDF or Zarr file that hold images, where its root has none
     attrs: dict[str, Any] = field(default_factory=dict)  # provenance that the file states
     along: str = "time"  # what `at` of its bands counts, one of time | season
