@@ -12,7 +12,7 @@ from pyproj import CRS, Transformer
 
 from sarfm.scenes.open import make_scene
 from sarfm.scenes.place import metric_crs
-from sarfm.viz import figures, maps, projection
+from sarfm.viz import classes, figures, maps, projection
 
 POLAR = CRS.from_epsg(3413)
 
@@ -325,3 +325,11 @@ def test_stills_move_without_a_kernel(comparison):
 
     slider, stack = compare_stills(comparison, width_px=300).children
     assert len(stack.children) == len(slider.options) == 4 and all(p.format == "webp" for p in stack.children)
+
+
+def test_seasons_are_drawn_by_name():
+    bands = {"vv": np.stack([np.full((8, 8), -9.0), np.full((8, 8), -12.0)]).astype("float32")}
+    scene = make_scene(bands, units="dB", quantity="sigma0", seasons=["winter", "summer"], nodata="none")
+    assert figures.channel_label(scene, "vv@summer") == "VV summer"
+    assert classes.pixel_values(scene, {}, 1, 2)["VV summer"] == "−12.0 dB"
+    assert [ax.get_title() for ax in figures.show_scene(scene).axes[:2]] == ["VV winter", "VV summer"]

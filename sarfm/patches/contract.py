@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from .. import sar
 from .descriptions import unpack_value
 from .prepare import PatchStore
-from ..scenes.channels import QUANTITIES, Channel
+from ..scenes.channels import QUANTITIES, Channel, split_channel
 from ..scenes.open import spacing_m, stack_channels
 from ..scenes.scene import channels_of
 
@@ -113,8 +113,7 @@ def _by_channel(
     names = given.get("channels")
     if not isinstance(names, list) or not any(isinstance(name, str) for name in names):
         return given
-    split = [name.partition("@") for name in names]
-    places = [{"variable": v, "at": int(at) if at.isdecimal() else at or None} for v, _, at in split]
+    places = [dict(zip(("variable", "at"), split_channel(name), strict=True)) for name in names]
     columns = {key: given.get(key, []) for key in ("units", "quantity", "mean", "std")}
     columns = {key: [each] * len(places) if isinstance(each, str) else each for key, each in columns.items()}
     columns["clip"] = _pairs(given.get("clip"), len(places))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUANTITIES', 'BACKSCATTER', 'MEASURED', 'UNKNOWN', 'KINDS', 'canonical_units', 'canonical_quantity', 'did_you_mean',
-           'with_synonyms', 'Channel', 'Target']
+           'with_synonyms', 'Channel', 'split_channel', 'Target']
 
 # %% ../../nbs/10_scenes/00_channels.ipynb #7aba7fd5
 import difflib
@@ -131,6 +131,14 @@ class Channel:
 
     def __str__(self) -> str:
         return self.variable if self.at is None else f"{self.variable}@{self.at}"
+
+# %% ../../nbs/10_scenes/00_channels.ipynb #918a98b5
+def split_channel(
+    text: str,  # of a channel, as people write it
+) -> tuple[str, int | str | None]:  # variable, and number of the date or season
+    """Take the text of a channel apart."""
+    variable, _, at = text.partition("@")
+    return variable, int(at) if at.isdecimal() else at or None
 
 # %% ../../nbs/10_scenes/00_channels.ipynb #97f4312c
 UNKNOWN = 255  # class number of a pixel that no loss and no score counts

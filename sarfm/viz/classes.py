@@ -17,9 +17,9 @@ import xarray as xr
 from pyproj import Transformer
 
 from ..sar import multilook
-from ..scenes.open import channel_names, stack_channels
+from ..scenes.open import channel_names
 from ..scenes.place import PixelMap, metric_crs
-from ..scenes.scene import spacing_m, targets_of
+from ..scenes.scene import channel_image, spacing_m, targets_of
 from sarfm.viz.figures import (
     MISSING,
     channel_label,
@@ -84,8 +84,7 @@ def radar_values(
     names = channel_names(scene)
     if channel not in names:
         raise ValueError(f"expected one of the channels {names}; got {channel!r}. Choose one of these")
-    attrs = scene[channel.partition("@")[0]].attrs
-    band = stack_channels(scene, [channel]).isel(channel=0).assign_attrs(attrs)
+    band = channel_image(scene, channel)
     return averaged(band, step), f"{channel_label(scene, channel)} {quantity_label(band)}"
 
 
@@ -276,9 +275,7 @@ def pixel_values(
     """Write down everything that is known of a pixel."""
     here, found = {"y": row, "x": column}, {"pixel": f"row {row}, column {column}"}
     for channel in channel_names(scene):
-        polarisation, _, index = channel.partition("@")
-        band = scene[polarisation].isel(here | ({scene[polarisation].dims[0]: int(index)} if index else {}))
-        value, unit = shown(band)
+        value, unit = shown(channel_image(scene, channel).isel(here))
         number = f"{float(value):.1f} {unit}".replace("-", "−").strip()
         found[channel_label(scene, channel)] = number if np.isfinite(value) else "no data"
     if "incidence_angle" in scene:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from ..scenes.channels import split_channel
 from sarfm.viz.figures import (
     channel_label,
     comparison_layers,
@@ -187,7 +188,7 @@ def channel_name(
     channel: str,  # one of the model's
 ) -> str:  # such as "VV 2017-01-24, γ⁰ (dB)"
     """Name a channel with its date, quantity and unit."""
-    quantity = quantity_label(comparison.scene[channel.partition("@")[0]])
+    quantity = quantity_label(comparison.scene[split_channel(channel)[0]])
     return f"{channel_label(comparison.scene, channel)}, {quantity}"
 
 

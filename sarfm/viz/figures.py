@@ -19,8 +19,9 @@ import xarray as xr
 from pyproj import CRS
 
 from ..sar import to_db
-from ..scenes.channels import QUANTITIES
-from ..scenes.open import channel_names, stack_channels
+from ..scenes.channels import QUANTITIES, split_channel
+from ..scenes.open import channel_names
+from ..scenes.scene import channel_image
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,16 +83,12 @@ def channel_label(
     channel: str,  # such as "vv" or "vv@2"
 ) -> str:  # such as "VV 2018-01-31"
     """Name a channel by polarisation and date."""
-    polarisation, _, index = channel.partition("@")
-    if not index:
-        return polarisation.upper()
-    when = scene["time"].values[int(index)] if "time" in scene.coords else f"date {index}"
-    text = (
-        str(np.datetime_as_string(when, unit="D"))
-        if np.issubdtype(np.asarray(when).dtype, np.datetime64)
-        else str(when)
-    )
-    return f"{polarisation.upper()} {text}"
+    variable, at = split_channel(channel)
+    if not isinstance(at, int):
+        return f"{variable.upper()} {at or ''}".strip()
+    when = scene["time"].values[at] if "time" in scene.coords else f"date {at}"
+    dated = np.issubdtype(np.asarray(when).dtype, np.datetime64)
+    return f"{variable.upper()} {np.datetime_as_string(when, unit='D') if dated else when}"
 
 # %% ../../nbs/60_viz/01_figures.ipynb #4e2ae09b
 def scene_axes(
@@ -181,36 +178,26 @@ def show_scene(
 ) -> "Figure":
     """Show a scene's channels in dB, polarisations below each other and dates beside each other."""
     chosen = [channels] if isinstance(channels, str) else channels or channel_names(scene)
-    names = [c for c in chosen if time is None or c.endswith(f"@{time}") or "@" not in c]
-    if not names:
+    named = [(c, *split_channel(c)) for c in chosen]
+    named = [(c, variable, at) for c, variable, at in named if time is None or at in (None, time)]
+    if not named:
         raise ValueError(
             f"expected one of the channels {channel_names(scene)}; got channels={channels}, time={time}. Choose from these"
         )
-    rows = list(dict.fromkeys(c.partition("@")[0] for c in names))
-    columns = list(dict.fromkeys(c.partition("@")[2] for c in names))
+    rows, columns = (list(dict.fromkeys(parts)) for parts in list(zip(*named, strict=True))[1:])
     figure, axes = panel_grid(scene, len(rows), len(columns), bars=1)
-    for row, polarisation in enumerate(rows):
-        panels = {
-            c.partition("@")[2]: shown(_channel(scene, c))[0].values
-            for c in names
-            if c.partition("@")[0] == polarisation
-        }
+    for row, variable in enumerate(rows):
+        panels = {(c, at): shown(channel_image(scene, c))[0].values for c, own, at in named if own == variable}
         span = limits or display_limits(np.stack(list(panels.values())))
-        for index, values in panels.items():
-            ax = axes[row, columns.index(index)]
+        for (channel, at), values in panels.items():
+            ax = axes[row, columns.index(at)]
             picture = draw(ax, scene, values, span)
-            ax.set_title(channel_label(scene, f"{polarisation}@{index}" if index else polarisation), fontsize=10)
-        label = f"{polarisation.upper()} {quantity_label(scene[polarisation])}"
+            ax.set_title(channel_label(scene, channel), fontsize=10)
+        label = f"{variable.upper()} {quantity_label(scene[variable])}"
         figure.colorbar(picture, ax=list(axes[row]), label=label, extend="both", pad=0.01)
     for ax in axes.flat:
         ax.set_visible(bool(ax.images))
     return figure
-
-
-def _channel(scene: xr.Dataset, channel: str) -> xr.DataArray:
-    """Take one channel (y, x), with the attrs of its polarisation."""
-    values = stack_channels(scene, [channel]).isel(channel=0)
-    return values.assign_attrs(scene[channel.partition("@")[0]].attrs)
 
 # %% ../../nbs/60_viz/01_figures.ipynb #5c7b307e
 def error_limit(
@@ -348,11 +335,11 @@ def show_segmentation(
     rows, columns = (1 + len(maps), 1) if _is_wide(scene) else (1, 1 + len(maps))
     figure, axes = panel_grid(scene, rows, columns, bars=1)
     name = channel or channel_names(scene)[0]
-    values = shown(_channel(scene, name))[0].values
+    values = shown(channel_image(scene, name))[0].values
     picture = draw(axes.flat[0], scene, values, display_limits(values))
     axes.flat[0].set_title(channel_label(scene, name), fontsize=10)
     beside = {"ax": list(axes.flat), "shrink": 0.8 / rows, "anchor": (0, 1)} if rows > 1 else {"ax": axes.flat[0]}
-    figure.colorbar(picture, label=quantity_label(_channel(scene, name)), extend="both", pad=0.01, **beside)
+    figure.colorbar(picture, label=quantity_label(channel_image(scene, name)), extend="both", pad=0.01, **beside)
     for ax, (title, labels) in zip(axes.flat[1:], maps.items(), strict=True):
         draw(ax, scene, class_picture(labels))
         ax.set_title(title, fontsize=10)
@@ -375,7 +362,7 @@ def show_target(
     maps = {title: layer for title, layer in (("truth", truth), ("prediction", prediction)) if layer is not None}
     figure, axes = panel_grid(scene, 1, 1 + len(maps), bars=2)
     name = channel or channel_names(scene)[0]
-    values = shown(_channel(scene, name))[0].values
+    values = shown(channel_image(scene, name))[0].values
     draw(axes.flat[0], scene, values, display_limits(values))
     axes.flat[0].set_title(channel_label(scene, name), fontsize=10)
     limits = display_limits(np.stack([layer.values for layer in maps.values()]))

@@ -20,8 +20,9 @@ import numpy as np
 import xarray as xr
 from pyproj import CRS, Transformer
 
-from ..scenes.open import channel_names, stack_channels
+from ..scenes.open import channel_names
 from ..scenes.place import to_vectors
+from ..scenes.scene import channel_image
 from .figures import channel_label, display_limits, escape, shown
 from .projection import MapGrid, project_scene, readout
 
@@ -301,8 +302,7 @@ def scene_map(
         raise ValueError(f"expected one of the channels {names}; got {channel!r}. Choose one of these")
     channel = channel or names[0]
     grid = project_scene(scene)
-    values = stack_channels(scene, [channel]).isel(channel=0).assign_attrs(scene[channel.partition("@")[0]].attrs)
-    values = shown(values)[0].values
+    values = shown(channel_image(scene, channel))[0].values
     url = picture_url(coloured(grid.warp(values), limits or display_limits(values)))
     x_min, y_min, x_max, y_max = grid.bounds
     view = base_map(grid, height_px)

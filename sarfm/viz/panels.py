@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from ..scenes.open import channel_names, stack_channels
+from ..scenes.channels import split_channel
+from ..scenes.open import channel_names
+from ..scenes.scene import channel_image
 from .figures import channel_label, comparison_layers, display_limits, error_label, quantity_label, shown
 from .projection import MapGrid, project_scene
 
@@ -58,14 +60,13 @@ def scene_panels(
     names, grid = list(channels or channel_names(scene)), project_scene(scene)
     pictures = {}
     for name in names:
-        values = stack_channels(scene, [name]).isel(channel=0)
-        pictures[name] = shown(values.assign_attrs(scene[name.partition("@")[0]].attrs))[0].values
+        pictures[name] = shown(channel_image(scene, name))[0].values
     out = None
     for name, values in pictures.items():
-        polarisation = name.partition("@")[0]
-        limits = display_limits(np.stack([v for n, v in pictures.items() if n.partition("@")[0] == polarisation]))
-        label = f"{polarisation.upper()} {quantity_label(scene[polarisation])}"
-        one = panel(on_grid(grid, values, polarisation), channel_label(scene, name), label, limits, width_px=width_px)
+        variable, _ = split_channel(name)
+        limits = display_limits(np.stack([v for n, v in pictures.items() if split_channel(n)[0] == variable]))
+        label = f"{variable.upper()} {quantity_label(scene[variable])}"
+        one = panel(on_grid(grid, values, variable), channel_label(scene, name), label, limits, width_px=width_px)
         out = one if out is None else out + one
     return out.cols(columns) if len(pictures) > 1 else out
 
