@@ -325,13 +325,36 @@ def _variable_bands(
         "offset": float(said.get("add_offset", 0)),
     }
     values = _load(path, name, image, chunks)
+    valid = _within_limits(values, said, statement["scale"], statement["offset"])
     if said.get("_Unsigned") == "true":  # NetCDF 3 has no unsigned numbers
         values = values.view(f"u{values.dtype.itemsize}")
         statement["nodata"] = tuple(f % 2 ** (8 * values.dtype.itemsize) for f in statement["nodata"])
     if values.ndim == 2:
-        return [Band(values, f"variable {name!r}", **statement)]
+        return [Band(values, f"variable {name!r}", valid=valid, **statement)]
     dates = image[image.dims[0]].values if image.dims[0] in image.coords else [None] * len(values)
-    return [Band(v, f"variable {name!r}", at=t, **statement) for v, t in zip(values, dates, strict=True)]
+    hidden = [None] * len(values) if valid is None else valid
+    return [
+        Band(v, f"variable {name!r}", at=t, valid=m, **statement) for v, t, m in zip(values, dates, hidden, strict=True)
+    ]
+
+
+def _within_limits(
+    values: Any,  # as stored, NumPy or dask array
+    said: Mapping[str, Any],  # attributes of the variable
+    scale: float,  # of what is stored
+    offset: float,  # in the unit of what was measured
+) -> Any:  # bool, False outside valid_min, valid_max or valid_range, which CF calls missing; None without limits
+    """Hide what a file says to be out of range."""
+    limits = said.get("valid_range", (said.get("valid_min", -math.inf), said.get("valid_max", math.inf)))
+    low, high = (float(np.ravel(limit)[0]) for limit in limits)
+    if (low, high) == (-math.inf, math.inf) or values.dtype.kind not in "iuf" or "_Unsigned" in said:
+        return None
+    measured = values.dtype.kind in "iu" and any(
+        np.asarray(limit).dtype.kind == "f" and math.isfinite(limit) for limit in limits
+    )
+    if measured:  # integers whose limits are fractions: limits of what was measured
+        values = values.astype("float64") * scale + offset
+    return (values >= low) & (values <= high)
 
 
 def _stated_channel(
@@ -440,6 +463,8 @@ def read_file(
             f"there is no file {path}; check the path, or fetch the data set with `sarfm data fetch`"
         )
     if path.suffix.lower() in IMAGES:
+        if group:
+            raise ValueError(f"{path} is an image file and has no groups, but group={group!r} was given; leave it out")
         return _only(read_raster(path, chunks), variables)
     if path.suffix.lower() in ARRAYS or (
         path.is_dir() and ((path / "zarr.json").exists() or (path / ".zgroup").exists())

@@ -299,7 +299,8 @@ def make_scene(
         band = xr.DataArray(values, dims=(along, "y", "x") if np.ndim(values) == 3 else ("y", "x"))
         band = band if nodata is None else band.where(band != nodata)
         stated = {"units": unit, "quantity": what, "long_name": f"{name.upper()} {what.replace('_', ' ')}"}
-        scene[name.lower()] = band.astype("float32").assign_attrs(stated)
+        band = band.astype("float32")
+        scene[name.lower()] = band.where(np.isfinite(band)).assign_attrs(stated)  # 0 has no decibels: no data, not -inf
     scene["valid"] = _observed(scene, valid, along)
     for name, (values, target) in (labels or {}).items():
         target = target if isinstance(target, Target) else Target(name, classes=target)

@@ -51,11 +51,19 @@ def stated_unit(
     return (units.pop() if len(units) == 1 else None), (quantities.pop() if len(quantities) == 1 else None)
 
 # %% ../../nbs/10_scenes/01_tags.ipynb #cdf4d22b
+_NO_ECHO = re.compile(
+    r"(?<![a-z])(?:std(?:_?dev)?|stdev|variance|count|nesz|mask|noise(?![_ ]?(?:corr|remov|reduc|filter)))(?![a-z])"
+)
+
+
 def stated_polarisation(
     text: str | None,  # a band's description or a variable's name
 ) -> str | None:  # "hh", "hv", "vv" or "vh"; None where not stated
     """Find the one polarisation that a name states."""
-    if re.match(r"[iq]_", str(text or "").lower()):  # real or imaginary part of a complex image, as SNAP names them
+    words = str(text or "").lower()
+    if re.match(r"[iq]_", words) or _NO_ECHO.search(
+        words
+    ):  # real or imaginary part, as SNAP names them, or a statistic
         return None
     found = set(re.findall(r"(?<![a-z0-9])(?:hh|hv|vv|vh)(?![a-z0-9])", str(text or "").lower().replace("_", " ")))
     return found.pop() if len(found) == 1 else None
