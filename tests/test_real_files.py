@@ -550,6 +550,7 @@ UNLIKELY = {
     "cross-polarised above co-polarised": ([DB - 7, DB], {"units": "dB"}),
     "cross-polarised power above co-polarised": ([POWER / 5, POWER], {"units": "1"}),
     "some negative power": ([np.where(DB < -14, -0.01, POWER), POWER / 5], {"units": "1"}),
+    "standardised decibels": ([(DB + 12) / 2, (DB + 12) / 2], {"units": "dB"}),
     "bright decibels": ([DB + 30, DB + 23], {"units": "dB"}),
 }
 
@@ -669,7 +670,7 @@ def test_answers_to_what_is_not_there_are_refused(tmp_path):
     with pytest.raises(ValueError, match="has no groups, but group='measurement'"):
         open_scene(path, group="measurement", **SIGMA0)
     with pytest.raises(TypeError, match="Did you mean 'polarisations'"):
-        open_scene(path, polarisation="vv", **SIGMA0)
+        open_scene(path, **{"polarisation": "vv"}, **SIGMA0)
     for step in (0, -1e-5):
         with pytest.raises(ValueError, match="expected a step above 0"):
             save_scene(open_scene(path, **SIGMA0), tmp_path / "a.nc", scale=step)
