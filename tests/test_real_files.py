@@ -670,10 +670,20 @@ def test_answers_to_what_is_not_there_are_refused(tmp_path):
     with pytest.raises(ValueError, match="has no groups, but group='measurement'"):
         open_scene(path, group="measurement", **SIGMA0)
     with pytest.raises(TypeError, match="Did you mean 'polarisations'"):
-        open_scene(path, **{"polarisation": "vv"}, **SIGMA0)
+        slip = dict.fromkeys(["polarisation"], "vv")
+        open_scene(path, **slip, **SIGMA0)
     for step in (0, -1e-5):
         with pytest.raises(ValueError, match="expected a step above 0"):
             save_scene(open_scene(path, **SIGMA0), tmp_path / "a.nc", scale=step)
+
+
+def test_errors_of_a_data_set_name_the_file(tmp_path):
+    mine = entry(tmp_path, "{scene}.tif", {"vv": {"units": "dB", "quantity": "sigma0"}})
+    with pytest.raises(FileNotFoundError, match="name the folder that holds them"):
+        open_dataset(mine, tmp_path)
+    tif(tmp_path / "linear.tif", 10 ** (DB / 10), ["VV"], "1")
+    with pytest.raises(ValueError, match=r"linear.tif: vv states units \['1'\], but units='dB'"):
+        open_dataset(mine, tmp_path)["linear"].load()
 
 
 def test_slips_at_the_prompt():

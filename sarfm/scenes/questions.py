@@ -350,10 +350,13 @@ def settle_measures(
     """Settle what each channel measures, and in which unit."""
     said: dict[str, dict[str, str]] = {"units": {}, "quantity": {}}
     for name, bands in cube.items():
-        what = _agreed("quantity", name, bands, answer_for(name, quantity), tuple(QUANTITIES))
-        known = QUANTITIES.get(what or "", ("dB", "1"))
-        said["quantity"][name] = what
-        said["units"][name] = _agreed("units", name, bands, answer_for(name, units), known)
+        try:
+            what = _agreed("quantity", name, bands, answer_for(name, quantity), tuple(QUANTITIES))
+            known = QUANTITIES.get(what or "", ("dB", "1"))
+            said["quantity"][name] = what
+            said["units"][name] = _agreed("units", name, bands, answer_for(name, units), known)
+        except ValueError as error:
+            raise ValueError(f"{questions.source}: {error}") from error
     for key, options in (("units", ("dB", "1")), ("quantity", tuple(QUANTITIES))):
         if silent := {name: cube[name] for name, value in said[key].items() if value is None}:
             _ask_measure(key, silent, options, questions)
