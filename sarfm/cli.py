@@ -303,7 +303,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
     patches = importlib.import_module("sarfm.patches.prepare")
     given = {name: getattr(arguments, name) for name in ("size", "scales", "average", "jobs", "cache")}
     edge = arguments.edge or ("shift" if arguments.scales else "pad")
-    stride = arguments.stride or arguments.size
+    stride = arguments.size if arguments.stride is None else arguments.stride
     store = patches.prepare_store(arguments.name, arguments.folder, stride=stride, edge=edge, **given)
     print(store)
     if "spacing_m" in store.index:  # else of an older sarfm

@@ -114,6 +114,11 @@ def test_nothing_to_check_is_said(tmp_path, capsys):
     assert "lists no files, so there is nothing to check" in capsys.readouterr().err
 
 
+def test_a_stride_of_zero_is_no_default(tmp_path, capsys):
+    words = ["data", "prepare", "borneo", "--folder", str(tmp_path), "--stride", "0"]
+    assert main(words) == 2 and "stride" in capsys.readouterr().err
+
+
 def test_prepare_cuts_at_several_scales(tmp_path, capsys):
     words = ["data", "prepare", "borneo", "--scales", "2..3", "--size", "32", "--cache", str(tmp_path)]
     assert main(words) == 0
