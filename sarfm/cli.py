@@ -289,6 +289,10 @@ def _data(arguments: argparse.Namespace) -> int:
         _stores(arguments)
     else:
         table = catalog.check(arguments.name, arguments.folder)
+        if table.empty:
+            raise ValueError(
+                f"{arguments.name} lists no files, so there is nothing to check; list them under files:, with sha256"
+            )
         print(table.to_string(index=False))
         return 0 if bool(table["ok"].all()) else 1
     return 0

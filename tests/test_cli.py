@@ -106,6 +106,14 @@ def test_a_damaged_file_gives_exit_code_1(tmp_path, monkeypatch, capsys):
     assert "False" in capsys.readouterr().out
 
 
+def test_nothing_to_check_is_said(tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text(
+        "id: own\ntitle: Own\nchannels: {vv: {units: dB, quantity: sigma0}}\nread: {scenes: '{scene}.tif'}\n"
+    )
+    assert main(["data", "check", str(tmp_path / "own.yaml")]) == 2
+    assert "lists no files, so there is nothing to check" in capsys.readouterr().err
+
+
 def test_prepare_cuts_at_several_scales(tmp_path, capsys):
     words = ["data", "prepare", "borneo", "--scales", "2..3", "--size", "32", "--cache", str(tmp_path)]
     assert main(words) == 0

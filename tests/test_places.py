@@ -122,6 +122,61 @@ def test_a_lost_place_is_said_and_crs_answers(tmp_path, mapping, named):
     assert in_place(open_scene(path, crs="EPSG:3413", **SIGMA))
 
 
+@pytest.mark.parametrize("scale, unit", [(1e-3, "km"), (1, "m"), (1, None), (1, "pixels"), (1 / 0.3048, "ft")])
+def test_an_answered_crs_counts_in_the_unit_of_the_coordinates(tmp_path, scale, unit):
+    path = grid(tmp_path / "a.nc", scale=scale, unit=unit, mapping=None, named=None)
+    assert in_place(open_scene(path, crs=3413, **SIGMA))
+    with pytest.raises(ValueError, match="fit WGS 84|latitudes up to 90"):
+        open_scene(path, crs=4326, **SIGMA)
+
+
+def test_metres_are_no_degrees(tmp_path):
+    with pytest.raises(ValueError, match="expected latitudes up to 90, got rows from 6e"):
+        open_scene(tif(tmp_path / "a.tif", DB, crs="EPSG:4326"), **SIGMA)
+    rows = np.linspace(90, -90, 37)  # a global grid may have rows on both poles
+    scene = make_scene({"vv": np.resize(DB, (37, 72))}, crs=4326, transform=(5, 0, -180, 0, -5, 92.5), **IN_DB)
+    assert np.allclose(scene.y, rows)
+
+
+@pytest.mark.parametrize("kind", ["GDAL", "GeoZarr", "nothing"])
+def test_a_transform_without_coordinates(tmp_path, kind):
+    data = xr.Dataset({"vv": (("y", "x"), DB, {"units": "dB", "grid_mapping": "map"})})
+    data["map"] = ((), 0, {"crs_wkt": POLAR.to_wkt()})
+    if kind == "GDAL":
+        data["map"].attrs["GeoTransform"] = f"{X[0] - 500} 1000 0 {Y[0] + 500} 0 -1000"
+    if kind == "GeoZarr":
+        data = data.drop_vars("map").assign_attrs({"proj:code": "EPSG:3413"})
+        data.attrs["spatial:transform"] = [1000.0, 0.0, X[0] - 500, 0.0, -1000.0, Y[0] + 500]
+        del data.vv.attrs["grid_mapping"]
+    data.to_zarr(tmp_path / "a.zarr", zarr_format=3, consolidated=False)
+    if kind == "nothing":
+        with pytest.warns(UserWarning, match="neither coordinates nor a transform"):
+            open_scene(tmp_path / "a.zarr", **SIGMA)
+    else:
+        assert in_place(open_scene(tmp_path / "a.zarr", **SIGMA))
+
+
+@pytest.mark.parametrize("dates, moved, known", [(1, 0.0, True), (2, 0.0, True), (2, 0.5, False)])
+def test_images_of_longitude_for_every_date(tmp_path, dates, moved, known):
+    lonlat = Transformer.from_crs(POLAR, 4326, always_xy=True).transform(*np.meshgrid(X, Y))
+    data = xr.Dataset()
+    for name, values in zip(("lon", "lat"), lonlat, strict=True):
+        shift = moved * np.arange(dates)[:, None, None]
+        data[name] = (
+            ("time", "row", "col"),
+            values + shift,
+            {"units": {"lon": "degrees_east", "lat": "degrees_north"}[name]},
+        )
+    data["vv"] = (("time", "row", "col"), np.stack([DB] * dates), {"units": "dB"})
+    data.to_netcdf(tmp_path / "a.nc")
+    answers = {"times": [f"2020-01-0{k + 1}" for k in range(dates)] if dates > 1 else None} | SIGMA
+    if known:
+        assert in_place(open_scene(tmp_path / "a.nc", **answers), 30)
+    else:
+        with pytest.warns(UserWarning, match="differ from date to date"):
+            assert open_scene(tmp_path / "a.nc", **answers).sar.spacing_m is None
+
+
 def test_crs_never_overrules_a_file(tmp_path):
     with pytest.raises(ValueError, match="states WGS 84 / UTM zone 33N"):
         open_scene(tif(tmp_path / "a.tif", DB), crs=3413, **SIGMA)
@@ -203,6 +258,22 @@ def test_a_label_upside_down_is_turned_and_said(tmp_path, down, left):
     with pytest.warns(UserWarning, match="the other way round"):
         scene = open_scene(tmp_path / "a.tif", labels={"ice": tmp_path / "l.tif"}, label_meanings=MEANINGS, **SIGMA)
     assert np.array_equal(scene.ice, LABEL)
+
+
+@pytest.mark.parametrize("silent", ["label", "image", "both"])
+def test_a_transform_without_a_system_is_compared_too(tmp_path, silent):
+    image, label = ({"crs": None} if silent in (kind, "both") else {} for kind in ("image", "label"))
+    tif(tmp_path / "a.tif", DB, **image)
+    labelled = {"labels": {"ice": tmp_path / "l.tif"}, "label_meanings": MEANINGS}
+    with warnings.catch_warnings(action="ignore"):
+        tif(tmp_path / "l.tif", LABEL[::-1], transform=rasterio.Affine(10, 0, 5e5, 0, 10, 6e6 - 10 * H), **label)
+        assert np.array_equal(open_scene(tmp_path / "a.tif", **labelled, **SIGMA).ice, LABEL)
+        tif(tmp_path / "l.tif", LABEL, transform=rasterio.Affine(1, 0, 0, 0, -1, H), **label)  # a count of pixels
+        if silent != "image":
+            assert np.array_equal(open_scene(tmp_path / "a.tif", **labelled, **SIGMA).ice, LABEL)
+        tif(tmp_path / "l.tif", LABEL, transform=from_origin(5e5 + 10, 6e6, 10, 10), **label)
+        with pytest.raises(ValueError, match="up to 1 px elsewhere"):
+            open_scene(tmp_path / "a.tif", **labelled, **SIGMA)
 
 
 def test_a_label_of_the_same_grid_in_other_words(tmp_path):

@@ -114,6 +114,12 @@ def test_a_formula_with_a_scale_is_a_question(tmp_path):
     assert np.abs(stored.vv - DB).max() < 0.1 and np.allclose(scaled.vv - stored.vv, 20 * np.log10(2), atol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [(0, 0), (float("nan"), 0), (1, float("inf"))])
+def test_a_scale_that_leaves_nothing_is_refused(tmp_path, scale):
+    with pytest.raises(ValueError, match="a.tif: expected a scale that leaves numbers"):
+        open_scene(tif(tmp_path / "a.tif", DB, ["VV"], "dB", [scale]), **SIGMA0)
+
+
 def test_labels_are_not_scaled(tmp_path):
     codes = np.repeat(np.uint8([[1, 2]]), H, axis=0).repeat(W // 2, axis=1)
     tif(tmp_path / "l.tif", codes, scale=[(0.5, 10)])
@@ -221,6 +227,59 @@ def test_two_sentinels_are_asked_about_until_none_is_left(tmp_path, chunks):
     assert open_scene(path, nodata=[-9999, "none"], chunks=chunks, **SIGMA0).sar.valid_fraction == 0.75
 
 
+@pytest.mark.parametrize("chunks", [None, 16])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("value", [-99999, -999.99, -1e10, 1e30, -200.5, np.finfo("f8").min])
+def test_a_number_that_no_echo_has_is_asked_about(tmp_path, value, dtype, chunks):
+    """However few they are; and the answer in the question is one that answers it."""
+    holes = DB.astype(dtype)
+    with np.errstate(over="ignore"):
+        holes[0, :5] = np.dtype(dtype).type(value)
+    path = tif(tmp_path / "a.tif", holes, ["VV"], "dB")
+    answer = {}
+    if np.isfinite(holes).all():
+        said = asked(open_scene, path, chunks=chunks, **SIGMA0)["nodata"]
+        answer = {"nodata": float(said.split("nodata=")[-1].split(",")[0])}
+    scene = open_scene(path, chunks=chunks, **answer, **SIGMA0)
+    assert scene.sar.valid_fraction == 1 - 5 / holes.size and abs(scene.vv.mean() + 12) < 0.1
+
+
+def test_many_numbers_that_no_echo_has_are_another_unit(tmp_path):
+    intensity = (10 ** (DB / 10) * 1e6 - 3e4).astype("float32")  # a noise floor was subtracted
+    path = tif(tmp_path / "a.tif", intensity, ["VV"])
+    assert "nodata" not in asked(open_scene, path)
+    assert open_scene(path, units="1", quantity="intensity").sar.valid_fraction == 1
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_what_is_infinite_is_no_data(tmp_path, value):
+    holes = DB.copy()
+    holes[:16] = value
+    scene = open_scene(tif(tmp_path / "a.tif", holes, ["VV"], "dB"), **SIGMA0)
+    made = make_scene({"vv": holes}, units="dB", **SIGMA0)
+    assert np.isfinite(scene.vv.mean()) and np.isnan(made.vv[:16]).all() and scene.sar.valid_fraction == 0.75
+
+
+def test_no_data_of_packed_integers_is_answered_as_stored(tmp_path):
+    path = tif(tmp_path / "a.tif", PACKED.astype("int16"), ["VV"], "dB", [(0.2, -30)])
+    with pytest.raises(ValueError, match="as it is stored, int16, before scale 0.2 and offset -30, got .-30.2"):
+        open_scene(path, nodata=-30.2, **SIGMA0)
+
+
+@pytest.mark.parametrize("chunks", [None, 16])
+@pytest.mark.parametrize(
+    "limits", [{"valid_range": np.int16([-3000, 0])}, {"valid_min": np.int16(-3000)}, {"valid_min": -30.5}]
+)
+def test_what_a_file_says_to_be_out_of_range_is_not_valid(tmp_path, limits, chunks):
+    """CF: integers limit what is stored, fractions what was measured."""
+    stored = np.round(DB * 100).astype("int16")
+    stored[:16] = -4000
+    stated = {"units": "dB", "scale_factor": 0.01, "_FillValue": np.int16(-32768)} | limits
+    xr.Dataset({"vv": (("y", "x"), stored, stated)}).to_netcdf(tmp_path / "a.nc")
+    scene = open_scene(tmp_path / "a.nc", chunks=chunks, **SIGMA0)
+    assert scene.sar.valid_fraction == 0.75 and abs(scene.vv.mean() + 12) < 0.1
+
+
 def test_every_band_is_looked_at(tmp_path):
     vv, vh = DB.copy(), DB - 7
     vv[:16], vh[-16:] = -9999, -32768
@@ -279,6 +338,13 @@ def test_a_band_that_states_nothing_is_left_out_or_kept(tmp_path, extra):
     measures = {"units": {"vv": "dB", "vh": "dB", names[2]: "degree"}}
     measures["quantity"] = {"vv": "sigma0", "vh": "sigma0", names[2]: "slope"}
     assert list(open_scene(path, channels=names, **measures).data_vars) == [*names, "valid"]
+
+
+@pytest.mark.parametrize("name", ["VV_stdDev", "VV_count", "noise_VV", "NESZ_VV", "VV_layover_mask"])
+def test_a_statistic_of_an_echo_is_no_echo(tmp_path, name):
+    path = tif(tmp_path / "a.tif", np.stack([DB, abs(DB)]), ["VV_mean", name])
+    assert name in asked(open_scene, path, units="dB", **SIGMA0)["channels"]
+    assert abs(open_scene(path, channels="vv", units="dB", **SIGMA0).vv.mean() + 12) < 0.1
 
 
 def test_names_in_the_order_of_the_bands_must_not_contradict_the_file(tmp_path):
@@ -345,6 +411,19 @@ def test_what_a_mask_hides_is_not_valid(tmp_path, kind, chunks):
             rasterio.shutil.copy(path, path := tmp_path / "a.vrt", driver="VRT")
         scene = open_scene(path, chunks=chunks, **SIGMA0)
     assert scene.sar.valid_fraction == 0.75 and np.isnan(scene.vv[:16]).all()
+
+
+@pytest.mark.parametrize("chunks", [None, 16])
+def test_bands_of_a_virtual_raster_with_masks_of_their_own(tmp_path, chunks):
+    tif(tmp_path / "a.tif", np.stack([DB, DB - 7]))
+    tif(tmp_path / "m.tif", (np.arange(H)[:, None] + 0 * DB >= 16).astype("uint8"))
+    source = '<SimpleSource><SourceFilename relativeToVRT="1">{}.tif</SourceFilename><SourceBand>{}</SourceBand></SimpleSource>'
+    mask = f'<MaskBand><VRTRasterBand dataType="Byte">{source.format("m", 1)}</VRTRasterBand></MaskBand>'
+    band = '<VRTRasterBand dataType="Float32" band="{}"><Description>{}</Description><UnitType>dB</UnitType>{}</VRTRasterBand>'
+    bands = band.format(1, "VV", source.format("a", 1)) + band.format(2, "VH", source.format("a", 2) + mask)
+    (tmp_path / "a.vrt").write_text(f'<VRTDataset rasterXSize="{W}" rasterYSize="{H}">{bands}</VRTDataset>')
+    scene = open_scene(tmp_path / "a.vrt", chunks=chunks, **SIGMA0)
+    assert np.isfinite(scene.vv).all() and np.isfinite(scene.vh).mean() == 0.75
 
 
 def test_four_bytes_named_by_their_user_are_four_channels(tmp_path):
@@ -471,6 +550,7 @@ UNLIKELY = {
     "cross-polarised above co-polarised": ([DB - 7, DB], {"units": "dB"}),
     "cross-polarised power above co-polarised": ([POWER / 5, POWER], {"units": "1"}),
     "some negative power": ([np.where(DB < -14, -0.01, POWER), POWER / 5], {"units": "1"}),
+    "standardised decibels": ([(DB + 12) / 2, (DB + 12) / 2], {"units": "dB"}),
     "bright decibels": ([DB + 30, DB + 23], {"units": "dB"}),
 }
 
@@ -583,6 +663,29 @@ def test_words_that_come_near_are_named(tmp_path):
         open_scene(bare, channels=["vv", "vx"], units="dB", **SIGMA0)
 
 
+def test_answers_to_what_is_not_there_are_refused(tmp_path):
+    path = tif(tmp_path / "a.tif", DB, ["VV"], "dB")
+    with pytest.raises(ValueError, match="label_meanings explains .'ice'., but the labels are"):
+        open_scene(path, label_meanings={"ice": {0: "water", 1: "ice"}}, **SIGMA0)
+    with pytest.raises(ValueError, match="has no groups, but group='measurement'"):
+        open_scene(path, group="measurement", **SIGMA0)
+    with pytest.raises(TypeError, match="Did you mean 'polarisations'"):
+        slip = dict.fromkeys(["polarisation"], "vv")
+        open_scene(path, **slip, **SIGMA0)
+    for step in (0, -1e-5):
+        with pytest.raises(ValueError, match="expected a step above 0"):
+            save_scene(open_scene(path, **SIGMA0), tmp_path / "a.nc", scale=step)
+
+
+def test_errors_of_a_data_set_name_the_file(tmp_path):
+    mine = entry(tmp_path, "{scene}.tif", {"vv": {"units": "dB", "quantity": "sigma0"}})
+    with pytest.raises(FileNotFoundError, match="name the folder that holds them"):
+        open_dataset(mine, tmp_path)
+    tif(tmp_path / "linear.tif", 10 ** (DB / 10), ["VV"], "1")
+    with pytest.raises(ValueError, match=r"linear.tif: vv states units \['1'\], but units='dB'"):
+        open_dataset(mine, tmp_path)["linear"].load()
+
+
 def test_slips_at_the_prompt():
     scene = make_scene({"vv": DB, "vh": DB - 7}, units="dB", **SIGMA0)
     for n in (2.5, 0, 100):
@@ -601,6 +704,16 @@ def test_a_polarisation_that_nobody_knows(tmp_path):
     assert scene.sar.valid_fraction == 1 and scene.sar.to_power().amplitude.quantity == "intensity"
     with pytest.raises(ValueError, match="both polarisations"):
         scene.sar.ratio()
+
+
+def test_a_place_in_rational_polynomials_is_said(tmp_path):
+    line, sample = ([float(k == at) for k in range(20)] for at in (2, 1))
+    terms = {"line_num_coeff": line, "line_den_coeff": [1.0] + [0.0] * 19}
+    terms |= {"samp_num_coeff": sample, "samp_den_coeff": [1.0] + [0.0] * 19}
+    scales = {f"{key}_{part}": 1.0 for key in ("height", "lat", "long", "line", "samp") for part in ("off", "scale")}
+    path = tif(tmp_path / "a.tif", DB, ["VV"], "dB", crs=None, transform=None, rpcs=rasterio.rpc.RPC(**terms, **scales))
+    with pytest.warns(UserWarning, match="rational polynomials"):
+        open_scene(path, **SIGMA0)
 
 
 def test_files_without_a_place_are_read_without_a_warning(tmp_path):

@@ -153,6 +153,7 @@ def open_dataset(
     scenes = Scenes(entry, where) if where.is_dir() else {}
     if not scenes:
         how = f"run: sarfm data fetch {entry.id}" if any(file.url for file in entry.files) else entry.how_to_get
+        how = how or "name the folder that holds them, or correct the pattern read.scenes"
         raise FileNotFoundError(f"{entry.id}: no file in {where} matches {entry.read.scenes!r}; {how}")
     return scenes
 

@@ -100,7 +100,7 @@ def with_synonyms(
                 if name is None or name in given:
                     why = f"takes {name!r} for it, and has it already" if name else f"takes {names}"
                     raise TypeError(
-                        f"{function.__name__} has no argument {word!r}; it {why}.{did_you_mean(word, names)}"
+                        f"{function.__name__} has no argument {word!r}; it {why}.{did_you_mean(word, [*names, *synonyms])}"
                     )
                 given[name] = given.pop(word)
             return function(*arguments, **given)

@@ -102,6 +102,8 @@ def save_scene(
     scene, path = _plain_attributes(check_scene(scene).copy()), Path(path)
     if path.suffix != ".nc":
         raise ValueError(f"expected a file name ending in .nc, got {path}")
+    if scale is not None and not scale > 0:
+        raise ValueError(f"expected a step above 0 for packing {path}, got scale={scale}; say one, or None for float32")
     encoding: dict[str, dict[str, Any]] = {n: {"zlib": True, "complevel": 5, "shuffle": True} for n in scene.data_vars}
     for name in measured_variables(scene) if scale else []:
         if float(abs(scene[name]).max()) / scale > 32767:
@@ -295,6 +297,10 @@ def _read_targets(
     """Read all targets of a scene."""
     asked, meanings = dict(given["labels"] or {}), given["label_meanings"] or {}
     where = {name: name for name in stated if name not in map(str, asked.values())} | asked
+    if strange := sorted(set(meanings) - set(where)):
+        raise ValueError(
+            f"label_meanings explains {strange}, but the labels are {sorted(where)}; name their files in labels="
+        )
     how = {"scene": given["placed"], "group": given["group"]}
     read = {n: read_target(n, w, first, meanings.get(n), questions, **how) for n, w in where.items()}
     return {name: found for name, found in read.items() if found is not None}
@@ -369,7 +375,10 @@ def open_scene(
     said = settle_statements(cube, units, quantity, nodata, formula, questions)
     place = settle_place(rasters[0], crs)
     shape = next(iter(cube.values()))[0].values.shape
-    given |= {"group": group, "placed": Placed(shape, place["crs"], place["transform"], place["gcps"])}
+    given |= {
+        "group": group,
+        "placed": Placed(shape, place["crs"], place["transform"] or rasters[0].transform, place["gcps"]),
+    }
     targets = _read_targets(first, rasters[0].targets, given, questions)
     questions.raise_if_any()
     check_same_grid(rasters)

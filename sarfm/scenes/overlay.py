@@ -28,13 +28,24 @@ class Placed(NamedTuple):
         """Tell whether there is a place."""
         return self.tie_points is not None or (self.crs is not None and self.transform is not None)
 
+    @property
+    def counted(self) -> bool:  # from near the origin, by one
+        """Tell a transform that only counts rows and columns."""
+        a, b, c, d, e, f = map(abs, self.transform)
+        return (a, b, d, e) == (1, 0, 0, 1) and max(c, f) <= max(self.shape)
+
+    def on_plane(self) -> tuple[np.ndarray, np.ndarray]:  # x and y, (3, 3), in the unit of the transform
+        """Locate corners, edges and middle on the plane of the transform."""
+        rows, columns = np.meshgrid(*(n * np.array([0.0, 0.5, 1.0]) for n in self.shape), indexing="ij")
+        a, b, c, d, e, f = self.transform
+        return a * columns + b * rows + c, d * columns + e * rows + f
+
     def lattice(self) -> tuple[np.ndarray, np.ndarray]:  # longitude and latitude, (3, 3), °
         """Locate corners, edges and middle."""
-        rows, columns = (n * np.array([0.0, 0.5, 1.0]) for n in self.shape)
         if self.transform is None or self.crs is None:
-            return tie_point_lonlat(self.tie_points, rows, columns)
-        a, _, c, _, e, f = self.transform
-        return grid_lonlat(self.crs, f + e * rows, c + a * columns)
+            return tie_point_lonlat(self.tie_points, *(n * np.array([0.0, 0.5, 1.0]) for n in self.shape))
+        x, y = self.on_plane()
+        return grid_lonlat(self.crs, y[:, 0], x[0])
 
 
 def placed(
@@ -53,6 +64,11 @@ def placed(
     return Placed(shape, scene["spatial_ref"].attrs["crs_wkt"], (dx, 0.0, x[0] - dx / 2, 0.0, dy, y[0] - dy / 2))
 
 # %% ../../nbs/10_scenes/03_overlay.ipynb #d8db924b
+def _apart(x: np.ndarray, y: np.ndarray, other_x: np.ndarray, other_y: np.ndarray) -> np.ndarray:
+    """Measure distances on a plane."""
+    return np.hypot(other_x - x, other_y - y)
+
+
 def flips_onto(
     first: Placed,  # the grid wanted
     other: Placed,  # an image
@@ -60,21 +76,22 @@ def flips_onto(
     """Compare where two images lie, and refuse what no turn brings together."""
     if first.shape != other.shape:
         raise ValueError(f"{' × '.join(map(str, other.shape))} px instead of {' × '.join(map(str, first.shape))}")
-    if not (first.known and other.known) or (first.crs, first.transform) == (other.crs, other.transform) != (
-        None,
-        None,
-    ):
+    on_earth = first.known and other.known
+    on_plane = not on_earth and all(p.transform is not None and not p.counted for p in (first, other))
+    if not (on_earth or on_plane) or (first.crs, first.transform) == (other.crs, other.transform) != (None, None):
         return 1, 1
-    there, here = first.lattice(), other.lattice()
-    geod = Geod(ellps="WGS84")
-    pixel_m = geod.inv(*(v[k, k] for k in (0, 2) for v in there))[2] / np.hypot(*first.shape)
+    there, here = ((p.lattice() if on_earth else p.on_plane()) for p in (first, other))
+    apart = (lambda *at: Geod(ellps="WGS84").inv(*at)[2]) if on_earth else _apart
+    pixel = apart(*(v[k, k] for k in (0, 2) for v in there)) / np.hypot(*first.shape)
     off = {}
     for steps in ((1, 1), (-1, 1), (1, -1), (-1, -1)):
         flipped = (v[:: steps[0], :: steps[1]] for v in here)
-        off[steps] = float(np.nanmax(geod.inv(*there, *flipped)[2])) / pixel_m
+        off[steps] = float(np.nanmax(apart(*there, *flipped))) / pixel
     best = min(off, key=off.get)
     if not off[best] < 0.1:
-        crs = [CRS.from_user_input(p.crs).name if p.crs else "tie points" for p in (other, first)]
+        crs = [
+            CRS.from_user_input(p.crs).name if p.crs else "tie points" if p.known else "no CRS" for p in (other, first)
+        ]
         raise ValueError(
             f"up to {off[1, 1]:.3g} px elsewhere ({crs[0]}, {other.transform}, instead of {crs[1]}, {first.transform})"
         )

@@ -20,8 +20,9 @@ from .channels import BACKSCATTER
 # %% ../../nbs/10_scenes/02_plausibility.ipynb #cbfa5728
 CALIBRATED = ("sigma0", "gamma0", "beta0")
 _ANY = (-math.inf, math.inf)
+# standardised decibels have a median near 0
 MEDIANS: Mapping[tuple[str, str], tuple[tuple[float, float], tuple[float, float]]] = MappingProxyType(
-    {(quantity, "dB"): ((-80, 40), (-80, 0)) for quantity in CALIBRATED}
+    {(quantity, "dB"): ((-80, 40), (-80, -2)) for quantity in CALIBRATED}
     | {(quantity, "1"): ((0, 100), (0, 1)) for quantity in CALIBRATED}
     | {(quantity, "dB"): ((-150, 150), _ANY) for quantity in BACKSCATTER if quantity not in CALIBRATED}
     | {(quantity, "1"): ((0, math.inf), _ANY) for quantity in BACKSCATTER if quantity not in CALIBRATED}

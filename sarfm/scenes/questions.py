@@ -11,6 +11,7 @@ __all__ = ['SENTINELS', 'OpenQuestion', 'Questions', 'lay_out_sources', 'check_i
 # %% ../../nbs/10_scenes/06_questions.ipynb #68ed17a1
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
@@ -31,10 +32,10 @@ from sarfm.scenes.channels import (
     canonical_units,
     did_you_mean,
 )
-from .grids import grid_reference, rows_first
+from .grids import grid_reference, in_units_of, rows_first
 from .heights import to_one_height
 from .overlay import Placed, flips_onto
-from .plausibility import sample
+from .plausibility import CALIBRATED, sample
 from .rasters import FILL_KEYS, IMAGES, open_data, read_file
 from .tags import Band, Formula, Raster, parse_formula, stated_polarisation, stated_time
 
@@ -136,7 +137,11 @@ def settle_place(
     if raster.transform is None:
         why = "it has tie points" if raster.tie_points is not None else raster.lost or "it has no coordinates"
         raise ValueError(f"crs={crs!r} doesn't place {raster.path}: {why}; leave it out")
-    return nowhere | {"crs": crs, "transform": raster.transform}
+    try:
+        transform = in_units_of(raster.transform, raster.axis_units or (None, None), CRS.from_user_input(crs))
+    except ValueError as error:
+        raise ValueError(f"crs={crs!r} doesn't place {raster.path}: {error}") from error
+    return nowhere | {"crs": crs, "transform": transform}
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #4a1de7a3
 def _name(
@@ -345,16 +350,20 @@ def settle_measures(
     """Settle what each channel measures, and in which unit."""
     said: dict[str, dict[str, str]] = {"units": {}, "quantity": {}}
     for name, bands in cube.items():
-        what = _agreed("quantity", name, bands, answer_for(name, quantity), tuple(QUANTITIES))
-        known = QUANTITIES.get(what or "", ("dB", "1"))
-        said["quantity"][name] = what
-        said["units"][name] = _agreed("units", name, bands, answer_for(name, units), known)
+        try:
+            what = _agreed("quantity", name, bands, answer_for(name, quantity), tuple(QUANTITIES))
+            known = QUANTITIES.get(what or "", ("dB", "1"))
+            said["quantity"][name] = what
+            said["units"][name] = _agreed("units", name, bands, answer_for(name, units), known)
+        except ValueError as error:
+            raise ValueError(f"{questions.source}: {error}") from error
     for key, options in (("units", ("dB", "1")), ("quantity", tuple(QUANTITIES))):
         if silent := {name: cube[name] for name, value in said[key].items() if value is None}:
             _ask_measure(key, silent, options, questions)
     return said
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #f4b9af36
+_FEW = 4  # numbers that no echo can have, and that may stand for no data
 SENTINELS = (
     -9999.0,
     -32768.0,
@@ -410,14 +419,31 @@ def _blocks(
         yield values[valid[0]] if valid else values.ravel()
 
 
+def _possible(
+    quantity: str | None,  # what is measured
+    units: str | None,  # of it
+    raw: bool,  # a scale or a formula comes between what is stored and what was measured
+) -> tuple[float, float]:  # smallest and largest number that may be stored
+    """Bound what an echo can be, generously."""
+    if quantity not in (None, *BACKSCATTER):
+        return -math.inf, math.inf
+    if raw or (
+        units == "1" and quantity not in CALIBRATED
+    ):  # a noise floor that was subtracted leaves negative numbers
+        return -1e15, 1e15
+    return -150.0, {"dB": 150.0, "1": 1e9}.get(units or "", 1e15)
+
+
 def _suspicious(
     band: Band,  # as stored
     quantity: str | None,  # what it measures
+    units: str | None,  # of it
     known: Sequence[float],  # values that are declared or answered
-    logarithm: bool,  # a formula takes the logarithm of what is positive
+    rule: Formula | None,  # that the caller gives
 ) -> dict[float, float]:  # value to its share of all pixels
     """Find values that may stand for no data and are not known to."""
-    dtype = band.values.dtype
+    dtype, logarithm = band.values.dtype, rule is not None and rule.logarithm
+    low, high = _possible(quantity, units, band.packed or rule is not None)
     looked_for = [s for s in SENTINELS if dtype.kind in "fc" or s < 0]
     if quantity in (None, *BACKSCATTER):  # a coherence, a slope or a ratio of zero is a number like others
         looked_for.append(0.0)
@@ -426,40 +452,70 @@ def _suspicious(
     declared = set(as_stored(known, dtype).tolist())
     values = [s for s in looked_for if not (logarithm and s <= 0) and as_stored([s], dtype).size]
     values = [s for s in values if not declared & set(as_stored([s], dtype).tolist())]
-    found = dict.fromkeys(values, 0)
-    for pixels in _blocks(band) if values else ():
+    found, far = dict.fromkeys(values, 0), Counter()
+    for pixels in _blocks(band) if values or dtype.kind == "f" else ():
         for value in values:
             found[value] += sum(int(np.count_nonzero(pixels == number)) for number in as_stored([value], dtype))
+        if dtype.kind == "f" and len(far) <= _FEW:
+            outside = pixels[np.isfinite(pixels) & ((pixels < low) | (pixels > high))]
+            far.update(dict(zip(*(v.tolist() for v in np.unique(outside, return_counts=True)), strict=True)))
+    if len(far) <= _FEW:  # more of them are measured in another unit
+        named = {number for value in values for number in as_stored([value], dtype).tolist()}
+        found |= {value: count for value, count in far.items() if value not in declared | named}
     shares = {value: count / band.values.size for value, count in found.items()}
     return {value: share for value, share in shares.items() if share > (0 if value else 1e-3)}
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #ec4d68f9
 def _ask_nodata(
     bands: list[Band],  # of one channel
-    quantity: str | None,  # what it measures
+    said: Mapping[str, str | None],  # units and quantity
     answer: Any,  # as given to open_scene for this channel
     questions: Questions,  # to be asked together
-    logarithm: bool = False,  # a formula takes the logarithm: zero has none, and is no data
+    rule: Formula | None = None,  # where it takes the logarithm, zero has none, and is no data
 ) -> None:
     """Ask about values that may stand for no data and are not declared."""
     given, closed = answered_nodata(bands[0].channel or "all", answer)
-    if closed or quantity in ("identifier", "mask"):
+    _check_whole(bands, given)
+    if closed or said["quantity"] in ("identifier", "mask"):
         return
-    said, found = [], {}
+    texts, found = [], {}
     for band in (b for b in bands if b.values.size):
-        if band.values.dtype.kind in "iu" and not (band.nodata or given or logarithm or _hides(band)):
+        zero_is_none = rule is not None and rule.logarithm
+        if band.values.dtype.kind in "iu" and not (band.nodata or given or zero_is_none or _hides(band)):
             asked = f"{band.label} holds {band.values.dtype} and declares no no-data value; say 0, another, or 'none'"
             questions.ask("nodata", asked)
             return
-        if shares := _suspicious(band, quantity, (*band.nodata, *given), logarithm):
-            held = ", ".join(f"{share:.1%} is {value:.9g}" for value, share in shares.items())
-            said.append(f"{held} in {band.label}")
+        if shares := _suspicious(band, said["quantity"], said["units"], (*band.nodata, *given), rule):
+            held = ", ".join(f"{share:.1%} is {_exact(value)}" for value, share in shares.items())
+            texts.append(f"{held} in {band.label}")
             found |= shares
     if found:
-        values = [*given, *found]
-        one = f"{values[0]:.9g}" if len(values) == 1 else "[" + ", ".join(f"{value:.9g}" for value in values) + "]"
-        none = "[" + ", ".join([*(f"{value:.9g}" for value in given), "'none'"]) + "]" if given else "'none'"
-        questions.ask("nodata", f"{'; '.join(said[:4])}, not declared as no data; say nodata={one}, or {none}")
+        values = list(map(_exact, (*given, *found)))
+        one = values[0] if len(values) == 1 else f"[{', '.join(values)}]"
+        none = "[" + ", ".join([*map(_exact, given), "'none'"]) + "]" if given else "'none'"
+        questions.ask("nodata", f"{'; '.join(texts[:4])}, not declared as no data; say nodata={one}, or {none}")
+
+
+def _check_whole(
+    bands: list[Band],  # of one channel
+    given: Sequence[float],  # answered as no data
+) -> None:
+    """Refuse a fraction for integers: it is no number as stored."""
+    broken = [value for value in given if math.isfinite(value) and value % 1]
+    for band in bands if broken else ():
+        if band.values.dtype.kind in "iu":
+            scaled = f", before scale {band.scale:g} and offset {band.offset:g}" if band.packed else ""
+            raise ValueError(
+                f"expected nodata of {band.label} as it is stored, {band.values.dtype}{scaled}, got {broken}; say a whole number"
+            )
+
+
+def _exact(
+    value: float,  # that stands for no data
+) -> str:  # short, and the same number when it is read
+    """Write a number as an answer."""
+    short = f"{value:.9g}"
+    return short if float(short) == value or math.isnan(value) else repr(value)
 
 
 def _hides(
@@ -641,7 +697,7 @@ def _label_variable(
     return Stored(
         values,
         tuple(fills),
-        Placed(tuple(values.shape[-2:]), **{k: v for k, v in reference.items() if k != "lost"}),
+        Placed(tuple(values.shape[-2:]), **{k: v for k, v in reference.items() if k in Placed._fields}),
         target,
     )
 
@@ -791,6 +847,11 @@ def _ask_formula(
 ) -> None:
     """Ask what a formula is to be applied to, or refuse one that cannot be meant."""
     complex_valued = band.values.dtype.kind == "c"
+    if not (band.scale and math.isfinite(band.scale) and math.isfinite(band.offset)):
+        states = f"{band.label} states scale {band.scale:g} and offset {band.offset:g}"
+        raise ValueError(
+            f"{questions.source}: expected a scale that leaves numbers, but {states}; correct it (gdal_edit -scale)"
+        )
     if complex_valued and (formula is None or formula.of != "abs"):
         how = "'abs(z)**2', 'abs(z)' for the amplitude, or '10*log10(abs(z)**2)'"
         questions.ask("formula", f"{band.label} holds complex numbers; is its intensity abs(z)**2? Say {how}")
@@ -873,9 +934,8 @@ def settle_statements(
     said = settle_measures(unpacked, by_channel(cube, units), what, questions)
     missing = _nodata_by_channel(cube, nodata)
     for name, bands in cube.items():
-        _ask_nodata(
-            bands, said["quantity"][name], missing[name], questions, bool(rules[name] and rules[name].logarithm)
-        )
+        stated = {key: values[name] for key, values in said.items()}
+        _ask_nodata(bands, stated, missing[name], questions, rules[name])
     return said | {"nodata": missing, "formula": formulas}
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #9dd1aa72

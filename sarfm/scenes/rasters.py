@@ -7,7 +7,9 @@ __all__ = ['LAZY_ABOVE', 'FILL_KEYS', 'IMAGES', 'ARRAYS', 'read_raster', 'group_
 
 # %% ../../nbs/10_scenes/03_rasters.ipynb #face668c
 import math
+import os
 import re
+import threading
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -37,6 +39,20 @@ _KEPT_TAGS = ("sensor", "product", "title", "licence", "license", "attribution",
 _KEPT_TAGS += ("time_start", "time_coverage_start", "time_coverage_end", "ORBIT_DIRECTION")
 
 
+_OPENING = threading.Lock()  # Python's filters of warnings are one for all threads
+os.register_at_fork(after_in_child=_OPENING._at_fork_reinit)
+
+
+def _opened(
+    path: Path,  # a raster
+) -> Any:  # an open rasterio dataset
+    """Open a raster; that it has no place is said where its place is settled."""
+    import rasterio
+
+    with _OPENING, warnings.catch_warnings(action="ignore", category=rasterio.errors.NotGeoreferencedWarning):
+        return rasterio.open(path)
+
+
 def _read_pixels(
     path: Path,  # a raster
     index: int,  # band, from 1
@@ -47,10 +63,7 @@ def _read_pixels(
     import rasterio
 
     try:
-        with (
-            warnings.catch_warnings(action="ignore", category=rasterio.errors.NotGeoreferencedWarning),
-            rasterio.open(path) as raster,
-        ):
+        with _opened(path) as raster:
             return raster.read_masks(index, window=window) > 0 if mask else raster.read(index, window=window)
     except rasterio.errors.RasterioError as error:
         found = f"the pixels cannot be read ({error}); the file is damaged or incomplete, fetch it again"
@@ -98,6 +111,8 @@ def _georeference(
         lon, lat = to_lonlat.transform([p.x for p in points], [p.y for p in points])
         tied = np.stack([[p.row for p in points], [p.col for p in points], lon, lat], axis=-1)
         return {"tie_points": tied, "heights_m": np.array([p.z or 0.0 for p in points])}
+    if raster.rpcs and raster.transform.is_identity:
+        return {"lost": "it states rational polynomials (RPC), which are not read: warp it first (gdalwarp -rpc)"}
     if raster.crs is None and raster.transform.is_identity:
         return {}
     if raster.transform.is_identity:
@@ -185,14 +200,12 @@ def read_raster(
     path = Path(path)
     _check_structure(path)
     try:
-        with (
-            warnings.catch_warnings(action="ignore", category=rasterio.errors.NotGeoreferencedWarning),
-            rasterio.open(path) as raster,
-        ):
+        with _opened(path) as raster:
             shape, lazy = raster.shape, chunks or math.prod(raster.shape) * raster.count > LAZY_ABOVE
             statements = [_band_statement(raster, i) for i in raster.indexes]
             attrs = {k: v for k, v in raster.tags().items() if k in _KEPT_TAGS}
             place, dtypes, masked = _georeference(raster), raster.dtypes, _has_mask(raster)
+            masked_alone = [flags == [] for flags in raster.mask_flag_enums]  # bands of a VRT with a mask of their own
     except rasterio.errors.RasterioError as error:
         raise CorruptData.at(path, f"it cannot be opened as an image ({error}); fetch it again") from error
 
@@ -202,7 +215,10 @@ def read_raster(
         return _read_pixels(path, index, mask=mask)
 
     valid = pixels(1, mask=True) if masked and not statements[0]["alpha"] else None
-    bands = [Band(pixels(i), valid=None if s["alpha"] else valid, **s) for i, s in enumerate(statements, start=1)]
+    bands = []
+    for index, said in enumerate(statements, start=1):
+        hidden = pixels(index, mask=True) if masked_alone[index - 1] else valid
+        bands.append(Band(pixels(index), valid=None if said["alpha"] else hidden, **said))
     return Raster(path, bands, attrs=attrs, **place)
 
 # %% ../../nbs/10_scenes/03_rasters.ipynb #0e42d22c
@@ -309,13 +325,36 @@ def _variable_bands(
         "offset": float(said.get("add_offset", 0)),
     }
     values = _load(path, name, image, chunks)
+    valid = _within_limits(values, said, statement["scale"], statement["offset"])
     if said.get("_Unsigned") == "true":  # NetCDF 3 has no unsigned numbers
         values = values.view(f"u{values.dtype.itemsize}")
         statement["nodata"] = tuple(f % 2 ** (8 * values.dtype.itemsize) for f in statement["nodata"])
     if values.ndim == 2:
-        return [Band(values, f"variable {name!r}", **statement)]
+        return [Band(values, f"variable {name!r}", valid=valid, **statement)]
     dates = image[image.dims[0]].values if image.dims[0] in image.coords else [None] * len(values)
-    return [Band(v, f"variable {name!r}", at=t, **statement) for v, t in zip(values, dates, strict=True)]
+    hidden = [None] * len(values) if valid is None else valid
+    return [
+        Band(v, f"variable {name!r}", at=t, valid=m, **statement) for v, t, m in zip(values, dates, hidden, strict=True)
+    ]
+
+
+def _within_limits(
+    values: Any,  # as stored, NumPy or dask array
+    said: Mapping[str, Any],  # attributes of the variable
+    scale: float,  # of what is stored
+    offset: float,  # in the unit of what was measured
+) -> Any:  # bool, False outside valid_min, valid_max or valid_range, which CF calls missing; None without limits
+    """Hide what a file says to be out of range."""
+    limits = said.get("valid_range", (said.get("valid_min", -math.inf), said.get("valid_max", math.inf)))
+    low, high = (float(np.ravel(limit)[0]) for limit in limits)
+    if (low, high) == (-math.inf, math.inf) or values.dtype.kind not in "iuf" or "_Unsigned" in said:
+        return None
+    measured = values.dtype.kind in "iu" and any(
+        np.asarray(limit).dtype.kind == "f" and math.isfinite(limit) for limit in limits
+    )
+    if measured:  # integers whose limits are fractions: limits of what was measured
+        values = values.astype("float64") * scale + offset
+    return (values >= low) & (values <= high)
 
 
 def _stated_channel(
@@ -424,6 +463,8 @@ def read_file(
             f"there is no file {path}; check the path, or fetch the data set with `sarfm data fetch`"
         )
     if path.suffix.lower() in IMAGES:
+        if group:
+            raise ValueError(f"{path} is an image file and has no groups, but group={group!r} was given; leave it out")
         return _only(read_raster(path, chunks), variables)
     if path.suffix.lower() in ARRAYS or (
         path.is_dir() and ((path / "zarr.json").exists() or (path / ".zgroup").exists())

@@ -210,6 +210,20 @@ def check_scene(
     return scene
 
 # %% ../../nbs/10_scenes/04_scene.ipynb #0d2791f3
+def _check_latitudes(
+    y: np.ndarray,  # first and last, in the unit of the system
+    step: float,  # from row to row
+    crs: Any,  # a pyproj CRS
+) -> None:
+    """Refuse metres that are said to be degrees."""
+    limit = np.pi / 2 / crs.axis_info[0].unit_conversion_factor if crs.is_geographic else np.inf
+    if abs(y).max() > limit + step:
+        raise ValueError(
+            f"expected latitudes up to {limit:g}, got rows from {y[0]:g} to {y[1]:g} in {crs.name}; "
+            "name the system that they count in (crs=, or gdal_edit -a_srs)"
+        )
+
+
 def _place(
     shape: tuple[int, int],  # (H, W)
     crs: Any,  # anything pyproj understands, or None
@@ -230,7 +244,9 @@ def _place(
     if crs is not None:
         from pyproj import CRS
 
-        wkt = CRS.from_user_input(crs).to_wkt()
+        system = CRS.from_user_input(crs)
+        _check_latitudes(coords["y"][[0, -1]], abs(e), system)
+        wkt = system.to_wkt()
         coords["spatial_ref"] = ((), 0, CRS.from_wkt(wkt).to_cf() | {"spatial_ref": wkt})
     if gcps is not None:
         coords |= {
@@ -283,7 +299,8 @@ def make_scene(
         band = xr.DataArray(values, dims=(along, "y", "x") if np.ndim(values) == 3 else ("y", "x"))
         band = band if nodata is None else band.where(band != nodata)
         stated = {"units": unit, "quantity": what, "long_name": f"{name.upper()} {what.replace('_', ' ')}"}
-        scene[name.lower()] = band.astype("float32").assign_attrs(stated)
+        band = band.astype("float32")
+        scene[name.lower()] = band.where(np.isfinite(band)).assign_attrs(stated)  # 0 has no decibels: no data, not -inf
     scene["valid"] = _observed(scene, valid, along)
     for name, (values, target) in (labels or {}).items():
         target = target if isinstance(target, Target) else Target(name, classes=target)

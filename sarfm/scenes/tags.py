@@ -51,11 +51,19 @@ def stated_unit(
     return (units.pop() if len(units) == 1 else None), (quantities.pop() if len(quantities) == 1 else None)
 
 # %% ../../nbs/10_scenes/01_tags.ipynb #cdf4d22b
+_NO_ECHO = re.compile(
+    r"(?<![a-z])(?:std(?:_?dev)?|stdev|variance|count|nesz|mask|noise(?![_ ]?(?:corr|remov|reduc|filter)))(?![a-z])"
+)
+
+
 def stated_polarisation(
     text: str | None,  # a band's description or a variable's name
 ) -> str | None:  # "hh", "hv", "vv" or "vh"; None where not stated
     """Find the one polarisation that a name states."""
-    if re.match(r"[iq]_", str(text or "").lower()):  # real or imaginary part of a complex image, as SNAP names them
+    words = str(text or "").lower()
+    if re.match(r"[iq]_", words) or _NO_ECHO.search(
+        words
+    ):  # real or imaginary part, as SNAP names them, or a statistic
         return None
     found = set(re.findall(r"(?<![a-z0-9])(?:hh|hv|vv|vh)(?![a-z0-9])", str(text or "").lower().replace("_", " ")))
     return found.pop() if len(found) == 1 else None
@@ -235,6 +243,7 @@ class Raster:
     tie_points: np.ndarray | None = None  # (n, 4): row px, column px, longitude °, latitude °
     heights_m: np.ndarray | None = None  # (n,) of the terrain at the tie points
     lost: str = ""  # why a place that the file half states isn't known
+    axis_units: tuple[str | None, ...] = ()  # of the coordinates of rows and columns, where their system isn't known
     groups: tuple[str, ...] = ()  # of a NetCDF or Zarr file that hold images, where its root has none
     attrs: dict[str, Any] = field(default_factory=dict)  # provenance that the file states
     along: str = "time"  # what `at` of its bands counts, one of time | season
