@@ -352,9 +352,10 @@ def test_widget_in_jupyterlab(page, lab):
     page.wait_for_function("[...document.querySelectorAll('.widget-readout')].some(e => e.textContent.includes('90'))")
     most = settled(chart, before)
     keep(page, "lab_90")
-    for _ in range(3):
+    few = most
+    for _ in range(3):  # each picture is waited for, however busy the machine
         handle.press("ArrowLeft")
-    few = settled(chart, most)
+        few = settled(chart, few)
     keep(page, "lab_25")
     assert share(few, before) > 0.01
 

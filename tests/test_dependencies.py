@@ -16,7 +16,6 @@ WITHOUT_IMPORT = {  # declared, and needed although no line of the package impor
     "datashader": "hvplot's rasterize=True",
     "h5netcdf": "an engine of xarray, for files that may not be locked",
     "jupyterlab": "the workbench itself",
-    "netcdf4": "xarray's engine for NetCDF",
     "panel": "hvplot's widgets, in the version that fits bokeh",
     "torchvision": "timm imports it; declared so that it is the build that fits torch",
 }

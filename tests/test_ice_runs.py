@@ -125,9 +125,9 @@ def test_presets_are_sound(name):
     ("text", "expected"),
     [
         ("notebook: finetune\nparameters: {learn.steps: 3}\n", "a preset of finetune"),
-        ("parameters: {learn.steps: 3}\n", "expected notebook and parameters"),
+        ("parameters: {learn.steps: 3}\n", "expected notebook, and parameters as names"),
         ("notebook: pretrain\nparameters: {learn.stepps: 3}\n", "did you mean 'learn.steps'"),
-        ("[1, 2]\n", "expected notebook and parameters"),
+        ("[1, 2]\n", "expected lines of `name: value`; got a list"),
     ],
 )
 def test_presets_of_ones_own_are_checked(tmp_path, text, expected):

@@ -142,7 +142,7 @@ def test_all_scores_at_once_are_each_by_itself():
 
     _, table = counted()
     found = score_table(table, TASKS, draws=150).set_index("score")
-    for name in ("mean_iou", "iou_flooded", "accuracy", "r2"):
+    for name in ("mean_iou", "iou_flooded", "accuracy", "weighted_f1"):
         ours = found.loc[name, ["value", "low", "high"]].astype(float)
         np.testing.assert_allclose(ours, interval(table, score_of(TASKS, name), draws=150))
     with pytest.raises(ValueError, match="Which run's is it"):
