@@ -430,11 +430,25 @@ def test_hidden_files_are_no_scenes_and_suffixes_may_be_capitals(pairs):
         open_dataset(pairs)
 
 
-def test_linked_subfolders_are_followed_once(pairs):
-    (pairs.parent / "after").rename(pairs.parent / "later")
-    (pairs.parent / "after").symlink_to(pairs.parent / "later")
-    (pairs.parent / "later/back").symlink_to(pairs.parent)
-    assert len(open_dataset(pairs)) > 1
+def test_linked_subfolders_are_followed_and_a_circle_ends(pairs):
+    root = pairs.parent
+    before = list(open_dataset(pairs))
+    (root / "after").rename(root / "later")
+    (root / "after").symlink_to(root / "later")
+    (root / "later/back").symlink_to(root)
+    assert list(open_dataset(pairs)) == before and open_dataset(pairs)[before[0]].sizes["time"] == 2
+    (root / "after").unlink()
+    (root / "later").rename(root / "after")
+    (root / "Alias").symlink_to(root / "after")  # visited before the folder itself, which must not hide it
+    assert list(open_dataset(pairs)) == before
+
+
+def test_many_incomplete_scenes_are_one_warning(pairs):
+    for name in ("a", "b"):
+        (pairs.parent / "after" / f"{name}.png").unlink()
+    with pytest.warns(UserWarning, match="left out, and 1 other scenes like it") as said:
+        assert list(open_dataset(pairs)) == ["c"]
+    assert len(said) == 1
 
 
 def test_a_folder_for_each_event(tmp_path):

@@ -36,12 +36,14 @@ def visible_files(
     folder: str | Path,  # of a data set
 ) -> Iterator[Path]:  # files, and folders, which a Zarr store is
     """Walk through a folder, linked subfolders included, and leave out what is hidden."""
-    seen = set()
+    above: dict[str, set[str]] = {}  # where a folder and those that it lies in really are
     for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        files = [] if real in seen else sorted(name for name in files if not name.startswith("."))
-        seen.add(real)  # a link may lead back to where it came from
+        real, outer = os.path.realpath(root), above.get(os.path.dirname(root), set())
+        above[root] = outer | {real}
+        if real in outer:  # a link that leads back to where it lies
+            folders.clear()
+            continue
+        folders[:], files = (sorted(n for n in names if not n.startswith(".")) for names in (folders, files))
         yield from (Path(root, name) for name in (*folders, *files))
 
 # %% ../../nbs/15_datasets/02_files.ipynb #57adf5d0
@@ -143,8 +145,9 @@ def scenes(
             lacking[scene] = error
     if lacking and len(lacking) == len(found):
         raise next(iter(lacking.values()))
-    for error in lacking.values():
-        warnings.warn(f"{error}; the scene is left out", stacklevel=2)
+    if lacking:
+        more = f", and {len(lacking) - 1} other scenes like it" if len(lacking) > 1 else ""
+        warnings.warn(f"{next(iter(lacking.values()))}; the scene is left out{more}", stacklevel=2)
     return scene_files(entry, folder, {scene: found[scene] for scene in found if scene not in lacking})
 
 # %% ../../nbs/15_datasets/02_files.ipynb #4ddcdd97

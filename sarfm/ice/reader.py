@@ -59,7 +59,8 @@ def scenes(
 ) -> dict[str, SceneSource]:  # scene to its files, sorted
     """Find the scenes of a data set."""
     pattern, found, other = name_pattern(entry), {}, {}
-    for path in sorted(path for path in visible_files(folder) if pattern.fullmatch(path.name)):
+    alike = {path.resolve(): path for path in visible_files(folder) if pattern.fullmatch(path.name)}  # links once
+    for path in sorted(alike.values()):
         try:
             named, scene = found, parse_name(path.name).scene
         except ValueError:

@@ -22,13 +22,22 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..datasets.entries import data_folder, entry_folder, load_entry
+from ..datasets.entries import entry_folder, load_entry
 from ..io.files import append_line, atomic_path, atomic_write, lock, read_json, sha256, wait_to_make, write_json
 from ..io.processes import carried_here, in_order, processes
 from .cut import View, cut_band, patch_grid, stored_values, views_of, window_starts
 from .descriptions import describe
 from .shards import Layout, chunk_side
-from .store import FORMAT, MANIFEST, PatchStore, open_store, partial_path, target_of, target_statement
+from sarfm.patches.store import (
+    FORMAT,
+    MANIFEST,
+    PatchStore,
+    open_store,
+    partial_path,
+    store_folder,
+    target_of,
+    target_statement,
+)
 from .store import restore as restore  # part of this module's interface
 from .writer import STATISTICS, Kept, SceneTable, ShardWriter, summarise_shards
 from ..scenes.channels import Channel, Target
@@ -605,7 +614,7 @@ def prepare_store(
     recipe |= {} if scales is None else {"scales": [int(f) for f in scales], "average": average}
     recipe["files"] = _sources(where, listed)
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
-    path = Path(cache or data_folder() / "prepared") / f"{entry.id}-{key}.zarr"
+    path = store_folder(cache) / f"{entry.id}-{key}.zarr"
     with nullcontext() if path.exists() else wait_to_make(path):  # of two runs at once, one cuts
         if path.exists():
             return open_store(path)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'MANIFEST', 'target_statement', 'target_of', 'ShardReader', 'read_row', 'PatchStore', 'read_index',
-           'partial_path', 'open_store', 'restore', 'patch_corners']
+           'store_folder', 'partial_path', 'open_store', 'restore', 'patch_corners']
 
 # %% ../../nbs/20_patches/04_store.ipynb #e3581ed4
 import dataclasses
@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..datasets.entries import data_folder
 from ..io.files import CorruptData, read_json, sha256
 from .descriptions import merged, unpack_value
 from .shards import Layout, map_shard, read_chunk
@@ -229,6 +230,13 @@ def read_index(
 # %% ../../nbs/20_patches/04_store.ipynb #8b61ae7e
 FORMAT = 1  # of the store; raised when a reader of today could not read it
 MANIFEST = "COMPLETE.json"  # written last; a folder without it is no store
+
+
+def store_folder(
+    cache: str | Path | None = None,  # as given to prepare_store; "prepared" in the data folder when None
+) -> Path:  # it need not exist
+    """Name the folder of prepared stores."""
+    return Path(cache) if cache else data_folder() / "prepared"
 
 
 def partial_path(
