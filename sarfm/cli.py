@@ -68,7 +68,7 @@ def command_line() -> argparse.ArgumentParser:  # every command with its options
     commands.add_parser("version", help="print version and commit")
     return parser
 
-
+# %% ../nbs/79_cli.ipynb #41db301a
 RUN_HELP = (
     "Parameters are checked before anything starts. A run that is done is not repeated; one that was stopped continues."
 )
@@ -297,7 +297,7 @@ def _data(arguments: argparse.Namespace) -> int:
         return 0 if bool(table["ok"].all()) else 1
     return 0
 
-
+# %% ../nbs/79_cli.ipynb #6a4c4fad
 def _prepare(arguments: argparse.Namespace) -> None:
     """Cut a data set into a patch store, and print where it is and what is in it."""
     patches = importlib.import_module("sarfm.patches.prepare")

@@ -259,7 +259,7 @@ def _without_coordinates(
         return {"lost": "its longitudes and latitudes differ from date to date, or are too few"}
     return {} if crs is None else {"lost": f"it states {crs.name}, but neither coordinates nor a transform"}
 
-
+# %% ../../nbs/10_scenes/02_grids.ipynb #12ece235
 def grid_reference(
     data: xr.Dataset,  # an open file
     image: xr.DataArray,  # (..., rows, columns) one of its variables
@@ -289,7 +289,7 @@ def grid_reference(
     said = {"lost": lost, "axis_units": tuple(units)}
     return {} if counted and lost.startswith("it states no") else said | found
 
-
+# %% ../../nbs/10_scenes/02_grids.ipynb #7ede7f3e
 def _laid_out(
     y: np.ndarray,  # (H,) centres, in the system's unit
     x: np.ndarray,  # (W,) centres, in the system's unit

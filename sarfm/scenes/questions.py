@@ -495,7 +495,7 @@ def _ask_nodata(
         none = "[" + ", ".join([*map(_exact, given), "'none'"]) + "]" if given else "'none'"
         questions.ask("nodata", f"{'; '.join(texts[:4])}, not declared as no data; say nodata={one}, or {none}")
 
-
+# %% ../../nbs/10_scenes/06_questions.ipynb #777123b2
 def _check_whole(
     bands: list[Band],  # of one channel
     given: Sequence[float],  # answered as no data
@@ -524,7 +524,7 @@ def _hides(
     """Tell whether a mask says something."""
     return band.valid is not None and any(not part.all() for part in _blocks(Band(band.valid, band.label)))
 
-
+# %% ../../nbs/10_scenes/06_questions.ipynb #e7592472
 def _nodata_by_channel(
     cube: Mapping[str, list[Band]],  # channel to bands
     answer: Any,  # as given to open_scene
@@ -871,7 +871,7 @@ def _ask_formula(
         states = f"{band.label} states scale {band.scale:g} and offset {band.offset:g}"
         questions.ask("formula", f"{states}; write stored or scaled for DN, as in '20*log10(stored)-83'")
 
-
+# %% ../../nbs/10_scenes/06_questions.ipynb #09e61beb
 def _is_negative(
     band: Band,  # as stored
     formula: Formula,  # with a logarithm

@@ -120,7 +120,7 @@ def _georeference(
     known = {"crs": raster.crs.to_wkt()} if raster.crs else {"lost": "it states a transform, but no reference system"}
     return known | {"transform": tuple(raster.transform)[:6]}
 
-
+# %% ../../nbs/10_scenes/03_rasters.ipynb #43995e0c
 def _band_statement(
     raster: Any,  # an open rasterio dataset
     index: int,  # band, from 1
@@ -160,7 +160,7 @@ def _named_statement(
         "quantity": next(filter(None, (what for _, what in measured)), None),
     }
 
-
+# %% ../../nbs/10_scenes/03_rasters.ipynb #27487a40
 def _has_mask(
     raster: Any,  # an open rasterio dataset
 ) -> bool:  # True for a mask in the file or beside it, and for an alpha band
@@ -337,7 +337,7 @@ def _variable_bands(
         Band(v, f"variable {name!r}", at=t, valid=m, **statement) for v, t, m in zip(values, dates, hidden, strict=True)
     ]
 
-
+# %% ../../nbs/10_scenes/03_rasters.ipynb #7078157c
 def _within_limits(
     values: Any,  # as stored, NumPy or dask array
     said: Mapping[str, Any],  # attributes of the variable

@@ -308,7 +308,7 @@ def make_scene(
     _refuse_contradictions(check_scene(scene))
     return scene
 
-
+# %% ../../nbs/10_scenes/04_scene.ipynb #d47e51d0
 def _refuse_contradictions(
     scene: xr.Dataset,  # a Scene
 ) -> None:
