@@ -57,8 +57,8 @@ from sarfm.runs.parameters import check_parameters
 from sarfm.runs.sweeps import read_sweep
 from sarfm.scenes.open import make_scene, open_scene, save_scene
 from sarfm.train.checkpoints import TRAILER, load_checkpoint, save_checkpoint
+from sarfm.train.steps import NonFiniteLoss, Recipe, Training
 from sarfm.train.trainer import fit
-from sarfm.train.training import NonFiniteLoss, Recipe, Training
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,7 +17,7 @@ from sarfm.patches.contract import InputContract
 from sarfm.scenes.channels import Target
 from sarfm.tasks.predictor import Predictor
 from sarfm.tasks.tasks import Classes
-from sarfm.train.training import Recipe, Training
+from sarfm.train.steps import Recipe, Training
 
 SIZES = {"sic": 11, "sod": 6, "floe": 7}
 WEIGHTS = {"sic": 1.0, "sod": 3.0, "floe": 3.0}

@@ -20,7 +20,7 @@ from sarfm.runs.parameters import (
     parse_texts,
     read_namespace,
 )
-from sarfm.train.training import Recipe
+from sarfm.train.steps import Recipe
 
 CELL = """out: str = "runs/toy"  # folder of the run
 encoder: Size = "vit-nano"  # size of the encoder

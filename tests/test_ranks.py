@@ -22,8 +22,8 @@ from sarfm.patches.loading import Crops, PatchDataModule
 from sarfm.patches.prepare import open_store, write_store
 from sarfm.scenes.open import make_scene
 from sarfm.train import trainer
+from sarfm.train.steps import Recipe, Training
 from sarfm.train.trainer import fit, make_fabric, train_epochs
-from sarfm.train.training import Recipe, Training
 
 SOAK = os.environ.get("SARFM_SOAK") == "1"  # the long form: `make soak`
 STEPS, EVERY = 12, 4

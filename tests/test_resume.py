@@ -31,7 +31,7 @@ from sarfm.patches.prepare import open_store
 from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
 from sarfm.train.trainer import fit
-from sarfm.train.training import Recipe, Training
+from sarfm.train.steps import Recipe, Training
 import pandas as pd
 
 

@@ -19,10 +19,10 @@ from sarfm.models.vit import Encoder
 from sarfm.tasks.losses import LOSSES, class_loss, cross_entropy
 from sarfm.train import trainer
 from sarfm.train.checkpoints import generator_at, load_checkpoint, seed_at
-from sarfm.train.losses import parameter_groups, warmup_cosine
-from sarfm.train.pretrain import preview
+from sarfm.train.optimizer import parameter_groups, warmup_cosine
+from sarfm.train.previews import preview
+from sarfm.train.steps import NonFiniteLoss, Recipe, Training, guarded_step, running_statistics
 from sarfm.train.trainer import fit, make_fabric
-from sarfm.train.training import NonFiniteLoss, Recipe, Training, guarded_step, running_statistics
 
 
 class Numbers(Dataset):

@@ -34,8 +34,8 @@ from ..patches.splits import label_subset
 from ..patches.store import PatchStore
 from ..tasks.predictor import Predictor
 from ..tasks.tasks import Task, task_for
+from ..train.steps import Recipe, Training
 from ..train.trainer import fit
-from ..train.training import Recipe, Training
 
 # %% ../../nbs/50_evaluation/10_contestants.ipynb #df138b54
 def choose_tasks(

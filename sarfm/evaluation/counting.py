@@ -24,7 +24,7 @@ from ..patches.contract import InputContract
 from ..patches.loading import PatchDataModule
 from ..patches.store import PatchStore, restore
 from ..scenes.channels import UNKNOWN, Target
-from ..scenes.tie_points import incidence_angle
+from ..scenes.coarse_grids import incidence_angle
 from ..tasks.predictor import Predictor
 from ..tasks.tasks import Task
 

@@ -19,8 +19,8 @@ from .charts import CHARTS, chart_label, classify, draw_charts, parse_codes
 from .variables import STATISTICS, SYSTEM_1_STATISTICS, VARIABLES, SceneName, ancillary, parse_name
 from ..io.files import CorruptData
 from ..scenes.accessor import SceneAccessor
+from ..scenes.coarse_grids import interpolate_grid, node_positions
 from ..scenes.scene import make_scene
-from ..scenes.tie_points import interpolate_grid, node_positions
 
 _all_ = ["SceneAccessor", "STATISTICS", "SYSTEM_1_STATISTICS", "SceneName", "parse_name"]
 

@@ -20,6 +20,7 @@ from pyproj import CRS
 from ..io.files import CorruptData, atomic_path
 from .accessor import SceneAccessor
 from .channels import MEASURED, Target, canonical_quantity, canonical_units, did_you_mean, with_synonyms
+from .metadata import stated_time
 from .overlay import Placed, placed
 from .place import scene_crs
 from .plausibility import check_plausible
@@ -59,7 +60,6 @@ from sarfm.scenes.scene import (
     targets_of,
     time_values,
 )
-from .tags import stated_time
 
 # %% ../../nbs/10_scenes/07_open.ipynb #25b421ea
 _all_ = ["OpenQuestion", "SceneAccessor", "channel_names", "check_scene", "flag_meanings", "label_names", "make_scene"]

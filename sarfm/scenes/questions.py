@@ -34,10 +34,10 @@ from sarfm.scenes.channels import (
 )
 from .grids import grid_reference, in_units_of, rows_first
 from .heights import to_one_height
+from .metadata import Band, Formula, Raster, parse_formula, stated_polarisation, stated_time
 from .overlay import Placed, flips_onto
 from .plausibility import CALIBRATED, sample
 from .rasters import FILL_KEYS, IMAGES, open_data, read_file
-from .tags import Band, Formula, Raster, parse_formula, stated_polarisation, stated_time
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #3a74641d
 class OpenQuestion(ValueError):

@@ -22,7 +22,7 @@ import xarray as xr
 
 from ..io.files import CorruptData
 from .grids import grid_reference, rows_first
-from sarfm.scenes.tags import (
+from sarfm.scenes.metadata import (
     Band,
     Raster,
     date_in_name,

@@ -25,9 +25,9 @@ from sarfm.scenes.channels import (
     canonical_units,
     did_you_mean,
 )
+from .metadata import check_polarisation, stated_time
 from .place import grid_lonlat, grid_steps, ground_spacing_m, tie_point_lonlat
 from .plausibility import contradictions
-from .tags import check_polarisation, stated_time
 
 # %% ../../nbs/10_scenes/04_scene.ipynb #5032e05c
 def date_dimension(

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from ..io.ranks import Link, gather, run_ranks
 from ..models.draws import ItemGenerator
 from .checkpoints import load_checkpoint, save_checkpoint, seed_at
-from .training import Training, guarded_step, running_statistics, update_ema
+from .steps import Training, guarded_step, running_statistics, update_ema
 
 if TYPE_CHECKING:
     import pandas as pd
