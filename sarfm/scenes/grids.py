@@ -124,6 +124,8 @@ _CRS_KEYS = (
     "spatial_ref",
     "wkt",
     "proj:wkt2",
+    "proj:projjson",
+    "projjson",
     "proj:code",
     "epsg_code",
     "epsg",
@@ -142,7 +144,7 @@ def stated_crs(
     for text in [*texts, *(said.get(key) for key in _PROJ_KEYS)]:
         try:
             if isinstance(text, dict):
-                return CRS.from_cf(text)
+                return CRS.from_cf(text) if "grid_mapping_name" in text else CRS.from_json_dict(text)
             if text is not None:
                 text = str(np.ravel(text)[0]).removeprefix("+init=")
                 return CRS.from_user_input(int(text) if text.isdecimal() else text)
@@ -247,6 +249,7 @@ def _without_coordinates(
 ) -> dict[str, Any]:  # crs and transform of a Raster, or `lost`
     """Read the transform that GDAL and GeoZarr write as an attribute."""
     named = [n for n in _mapping_names(image, image.dims[-2:]) if n in data.variables]
+    named = named or [str(n) for n, v in data.variables.items() if v.ndim == 0]
     for attrs in (image.attrs, *(data[n].attrs for n in named), data.attrs):
         numbers = [float(v) for v in str(attrs.get("GeoTransform", "")).split()]
         affine = tuple(attrs.get("spatial:transform", ()))[:6] or tuple(
@@ -260,6 +263,13 @@ def _without_coordinates(
     return {} if crs is None else {"lost": f"it states {crs.name}, but neither coordinates nor a transform"}
 
 # %% ../../nbs/10_scenes/02_grids.ipynb #12ece235
+def _counts(
+    axis: xr.DataArray,  # coordinate of rows or columns
+) -> bool:  # it is 0, 1, 2 … of no unit
+    """Tell a coordinate that numbers rows or columns, and places nothing."""
+    return "units" not in axis.attrs and np.array_equal(axis.values, np.arange(axis.size))
+
+
 def grid_reference(
     data: xr.Dataset,  # an open file
     image: xr.DataArray,  # (..., rows, columns) one of its variables
@@ -272,6 +282,10 @@ def grid_reference(
     if any(axis is None or axis.dtype.kind not in "iuf" for axis in axes):
         points = lonlat_points(data, image)
         return _without_coordinates(data, image, crs) if points is None else {"tie_points": points}
+    if counted := all(map(_counts, axes)):
+        found = _without_coordinates(data, image, crs)
+        if "transform" in found or (crs is not None and not all(map(_in_degrees, axes))):
+            return found
     units = [axis.attrs.get("units") for axis in axes]
     plain = crs is None and all(str(unit).startswith("degree") for unit in units)
     if (plain or all(map(_in_degrees, axes))) and (crs is None or not crs.is_geographic):
@@ -285,7 +299,6 @@ def grid_reference(
     found = _laid_out(*(axis.values * factor for axis, factor in zip(axes, factors, strict=True)), crs)
     if crs is not None:
         return found
-    counted = all(np.array_equal(axis.values, np.arange(axis.size)) for axis in axes)
     said = {"lost": lost, "axis_units": tuple(units)}
     return {} if counted and lost.startswith("it states no") else said | found
 

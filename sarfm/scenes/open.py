@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from pyproj import CRS
 
 from ..io.files import CorruptData, atomic_path
 from .accessor import SceneAccessor
@@ -171,7 +170,7 @@ def _agree_with(
 ) -> None:
     """Refuse answers that contradict a saved scene."""
     own = scene_crs(scene) if "spatial_ref" in scene.coords else None
-    if given["crs"] is not None and own != CRS.from_user_input(given["crs"]):
+    if given["crs"] is not None and not placed(scene).agrees_with(given["crs"]):
         raise ValueError(f"{path} states {own and own.name}, but crs={given['crs']!r} was given; leave it out")
     channels = channels_of(scene)
     check_answers(list(scene.data_vars), **{key: given[key] for key in ("units", "quantity", "nodata", "formula")})

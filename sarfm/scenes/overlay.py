@@ -6,7 +6,7 @@
 __all__ = ['Placed', 'placed', 'flips_onto']
 
 # %% ../../nbs/10_scenes/03_overlay.ipynb #316b0415
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -46,6 +46,17 @@ class Placed(NamedTuple):
             return tie_point_lonlat(self.tie_points, *(n * np.array([0.0, 0.5, 1.0]) for n in self.shape))
         x, y = self.on_plane()
         return grid_lonlat(self.crs, y[:, 0], x[0])
+
+    def agrees_with(
+        self,
+        crs: Any,  # anything pyproj understands
+    ) -> bool:  # True where the same numbers mean the same places to a millionth of a degree
+        """Tell whether a system is its own, however either is spelt."""
+        if self.crs is None or self.transform is None:
+            return False
+        here = np.stack(self.lattice())
+        there = np.stack(self._replace(crs=CRS.from_user_input(crs).to_wkt()).lattice())
+        return bool(np.isfinite(here).all() and np.allclose(here, there, rtol=0, atol=1e-6))
 
 
 def placed(

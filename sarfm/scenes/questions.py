@@ -132,7 +132,9 @@ def settle_place(
         if raster.lost:
             warnings.warn(f"{raster.path} has lost its place: {raster.lost}; say crs=… where you know it", stacklevel=3)
         return nowhere | ({} if raster.crs is None else {"crs": raster.crs, "transform": raster.transform})
-    if raster.crs is not None and CRS.from_user_input(raster.crs) != CRS.from_user_input(crs):
+    if raster.crs is not None:
+        if Placed(raster.bands[0].values.shape, raster.crs, raster.transform).agrees_with(crs):
+            return nowhere | {"crs": raster.crs, "transform": raster.transform}
         raise ValueError(f"{raster.path} states {CRS(raster.crs).name}, but crs={crs!r} was given; leave it out")
     if raster.transform is None:
         why = "it has tie points" if raster.tie_points is not None else raster.lost or "it has no coordinates"

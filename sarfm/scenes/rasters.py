@@ -128,10 +128,13 @@ def _band_statement(
     """Collect what a raster says about one band."""
     tags, description = raster.tags(index), raster.descriptions[index - 1]
     polarisation, quantity = tags.get("polarisation") or tags.get("polarization"), tags.get("quantity")
-    unit_text = raster.units[index - 1] or tags.get("units") or raster.tags().get("units")
+    own = raster.units[index - 1] or tags.get("units")
+    unit_text = own or raster.tags().get("units")
     names = [description, tags.get("name")]
     nodata = raster.nodatavals[index - 1]
-    return _named_statement(names, polarisation, quantity, unit_text) | {
+    said = _named_statement(names, polarisation, quantity, unit_text, own)
+    transparent = raster.colorinterp[index - 1].name == "alpha" and said["channel"] is None
+    return said | {
         "label": f"band {index}" + (f" {description!r}" if description else ""),
         "at": stated_time(description) or date_in_name(description),
         "nodata": () if nodata is None else (float(nodata),),
@@ -139,7 +142,7 @@ def _band_statement(
         "name": description or tags.get("name"),
         "scale": float(raster.scales[index - 1]),
         "offset": float(raster.offsets[index - 1]),
-        "alpha": raster.colorinterp[index - 1].name == "alpha",
+        "alpha": transparent,  # GDAL marks the fourth of four 8-bit bands so by itself, VH among them
     }
 
 
@@ -147,10 +150,11 @@ def _named_statement(
     names: Sequence[str | None],  # what the band is called
     polarisation: str | None,  # a polarisation tag
     quantity: str | None,  # a quantity tag
-    units: str | None,  # a unit tag
+    units: str | None,  # a unit tag, of the band or of the file
+    own: str | None,  # the band's; that of the file is not meant for an angle
 ) -> dict[str, Any]:  # channel, units and quantity of a Band
     """Understand what a band is called and tagged."""
-    angle = None if quantity else stated_angle(names[0], units)
+    angle = None if quantity else stated_angle(names[0], own)
     if angle:
         return {"channel": angle, "units": "degree", "quantity": "incidence_angle"}
     measured = [stated_measure(units, quantity, name) for name in names]
@@ -163,9 +167,11 @@ def _named_statement(
 # %% ../../nbs/10_scenes/03_rasters.ipynb #27487a40
 def _has_mask(
     raster: Any,  # an open rasterio dataset
+    transparent: bool,  # one of its bands is no image, but the transparency of the others
 ) -> bool:  # True for a mask in the file or beside it, and for an alpha band
     """Tell whether pixels are hidden by more than a no-data value."""
-    return any(flag.name == "per_dataset" for flags in raster.mask_flag_enums for flag in flags)
+    flags = {flag.name for flags in raster.mask_flag_enums for flag in flags}
+    return "per_dataset" in flags and (transparent or "alpha" not in flags)
 
 # %% ../../nbs/10_scenes/03_rasters.ipynb #1c2fc9dd
 def _check_structure(
@@ -204,7 +210,8 @@ def read_raster(
             shape, lazy = raster.shape, chunks or math.prod(raster.shape) * raster.count > LAZY_ABOVE
             statements = [_band_statement(raster, i) for i in raster.indexes]
             attrs = {k: v for k, v in raster.tags().items() if k in _KEPT_TAGS}
-            place, dtypes, masked = _georeference(raster), raster.dtypes, _has_mask(raster)
+            place, dtypes = _georeference(raster), raster.dtypes
+            masked = _has_mask(raster, any(said["alpha"] for said in statements))
             masked_alone = [flags == [] for flags in raster.mask_flag_enums]  # bands of a VRT with a mask of their own
     except rasterio.errors.RasterioError as error:
         raise CorruptData.at(path, f"it cannot be opened as an image ({error}); fetch it again") from error
@@ -255,6 +262,29 @@ def _open_group(
     return xr.open_dataset(path, engine="netcdf4", auto_complex=True, **how)
 
 
+def _in_degrees(
+    variable: xr.DataArray | xr.Variable,  # of a file
+) -> bool:  # it is longitude or latitude
+    """Tell images of longitude and latitude from those of what was measured."""
+    return str(variable.attrs.get("units", "")).startswith("degrees_")
+
+
+def _held_above(
+    path: Path,  # NetCDF file or Zarr folder
+    group: str,  # of it
+    stored: bool,  # leave values as they are stored
+) -> tuple[dict[str, xr.Variable], dict[str, Any]]:  # coordinates, loaded, and attributes of the groups around it
+    """Read what holds in a group because it stands above it; one file at a time is open."""
+    coords: dict[str, xr.Variable] = {}
+    attrs: dict[str, Any] = {}
+    for parent in reversed(Path(group.strip("/")).parents):
+        with _open_group(path, None if parent == Path() else parent.as_posix(), stored) as above:
+            held = {str(n): v for n, v in above.variables.items() if v.ndim < 2 or _in_degrees(v)}
+            coords |= {name: v.load() for name, v in held.items()}
+            attrs |= above.attrs
+    return coords, attrs
+
+
 def open_data(
     path: str | Path,  # NetCDF file or Zarr folder
     group: str | None = None,  # of it, such as "measurement"; the root when None
@@ -265,12 +295,12 @@ def open_data(
     if group and group.strip("/") not in (known := group_names(path)):
         raise ValueError(f"{path} has no group {group!r}; its groups are {known}. Name one of these")
     try:
+        coords, attrs = _held_above(path, group, stored) if group else ({}, {})
         data = _open_group(path, group, stored)
-        for parent in list(Path((group or "").strip("/")).parents) if group else []:  # whose coordinates hold below
-            above = _open_group(path, None if parent == Path() else parent.as_posix(), stored)
-            fits = {str(n): v for n, v in above.variables.items() if v.ndim < 2 and set(v.dims) <= set(data.dims)}
-            data = data.assign_coords({n: v for n, v in fits.items() if n not in data.variables})
-        return data
+        fits = {n: v for n, v in coords.items() if set(v.dims) <= set(data.dims) and n not in data.variables}
+        whole = data.assign_coords(fits).assign_attrs(attrs | data.attrs)
+        whole.set_close(data.close)  # or the file stays open until Python forgets it
+        return whole
     except (*_DATA_ERRORS, ValueError, TypeError) as error:
         raise CorruptData.at(path, f"it cannot be opened as NetCDF or Zarr ({error}); fetch it again") from error
 
@@ -325,10 +355,10 @@ def _variable_bands(
         "offset": float(said.get("add_offset", 0)),
     }
     values = _load(path, name, image, chunks)
-    valid = _within_limits(values, said, statement["scale"], statement["offset"])
-    if said.get("_Unsigned") == "true":  # NetCDF 3 has no unsigned numbers
+    if str(said.get("_Unsigned")).lower() == "true" and values.dtype.kind == "i":  # NetCDF 3 has no unsigned numbers
         values = values.view(f"u{values.dtype.itemsize}")
-        statement["nodata"] = tuple(f % 2 ** (8 * values.dtype.itemsize) for f in statement["nodata"])
+        statement["nodata"] = tuple(f % 256**values.dtype.itemsize for f in statement["nodata"])
+    valid = _within_limits(values, said, statement["scale"], statement["offset"])
     if values.ndim == 2:
         return [Band(values, f"variable {name!r}", valid=valid, **statement)]
     dates = image[image.dims[0]].values if image.dims[0] in image.coords else [None] * len(values)
@@ -347,13 +377,15 @@ def _within_limits(
     """Hide what a file says to be out of range."""
     limits = said.get("valid_range", (said.get("valid_min", -math.inf), said.get("valid_max", math.inf)))
     low, high = (float(np.ravel(limit)[0]) for limit in limits)
-    if (low, high) == (-math.inf, math.inf) or values.dtype.kind not in "iuf" or "_Unsigned" in said:
+    if (low, high) == (-math.inf, math.inf) or values.dtype.kind not in "iuf":
         return None
     measured = values.dtype.kind in "iu" and any(
         np.asarray(limit).dtype.kind == "f" and math.isfinite(limit) for limit in limits
     )
     if measured:  # integers whose limits are fractions: limits of what was measured
         values = values.astype("float64") * scale + offset
+    elif values.dtype.kind == "u":  # limits that are written as signed numbers, like the values
+        low, high = (v % 256**values.dtype.itemsize if v < 0 and math.isfinite(v) else v for v in (low, high))
     return (values >= low) & (values <= high)
 
 
@@ -381,7 +413,7 @@ def _all_images(
     """List everything that has rows and columns, but targets, bounds and the grid's own latitude and longitude."""
     images = {}
     for name, variable in ((n, rows_first(v)) for n, v in data.data_vars.items()):
-        placed = str(variable.attrs.get("units", "")).startswith("degrees_")
+        placed = _in_degrees(variable)
         if variable.ndim >= 2 and variable.dtype.kind in "iufbc" and not placed and not _is_target(variable):
             images |= {n: v for n, v in _images(str(name), variable).items() if v.ndim in (2, 3)}
     return images
@@ -396,6 +428,19 @@ def _groups_with_images(
         with open_data(path, name) as data:
             found += [name] if _all_images(data) else []
     return tuple(found)
+
+
+def _place(
+    data: xr.Dataset,  # an open file
+    images: Sequence[xr.DataArray],  # of it, on one grid
+) -> dict[str, Any]:  # crs, transform and tie_points of a Raster
+    """Take the place from the first image that has one; an angle beside the others may state none."""
+    found = []
+    for image in images:
+        found.append(grid_reference(data, image))
+        if {"crs", "tie_points"} & set(found[-1]):
+            return found[-1]
+    return next((place for place in found if "transform" in place), found[0] if found else {})
 
 
 def read_data(
@@ -419,14 +464,14 @@ def read_data(
             )
         stated = {n: _stated_channel(n, a) or (n.lower() if n.lower() in channels else None) for n, a in images.items()}
         chosen = variables or {n: channel for n, channel in stated.items() if channel}
-        place: dict[str, Any] = grid_reference(data, images[next(iter(chosen))]) if chosen else {}
+        place = _place(data, [images[name] for name in chosen])
         place["along"] = "season" if any("season" in images[n].dims[:-2] for n in chosen) else "time"
         place["targets"] = tuple(str(n) for n, v in data.data_vars.items() if _is_target(v))
         place["unstated"] = () if variables else tuple(n for n in images if n not in chosen)
-        with open_data(path, group, stored=True) as raw:
-            stored = _all_images(raw)
-            bands = [b for n, p in chosen.items() for b in _variable_bands(path, n, stored[n], p and p.lower(), chunks)]
         attrs = {k: v for k, v in data.attrs.items() if k in _KEPT_TAGS and isinstance(v, str)}
+    with open_data(path, group, stored=True) as raw:  # not beside the other: the library crashes over two of them
+        stored = _all_images(raw)
+        bands = [b for n, p in chosen.items() for b in _variable_bands(path, n, stored[n], p and p.lower(), chunks)]
     if not bands:
         bands = [Band(np.empty((0, 0)), f"variable {n!r}", unit_text=a.attrs.get("units")) for n, a in images.items()]
     return Raster(path, bands, attrs=attrs, **place)
