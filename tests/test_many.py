@@ -126,6 +126,24 @@ def test_real_scenes_become_stores_and_maps(shared, tmp_path, kind):
             np.testing.assert_array_equal(drawn, made)
 
 
+def test_a_model_of_single_dates_sees_a_stack_date_by_date(tmp_path):
+    field = np.random.default_rng(0).normal(-12, 3, (3, 40, 48)).astype(np.float32)
+    times = ["2024-01-05", "2024-01-17", "2024-01-29T05:30:00"]
+    scene = make_scene({"vv": field}, units="dB", quantity="sigma0", times=times)
+    opened = {"delta": lambda: scene}
+    found = predict_many(Darkness(), contract(["vv"], "dB", "sigma0", -12.0, 3.0), opened, tmp_path / "single")
+    assert found["scene"].tolist() == [f"delta_{t}" for t in ("20240105T000000", "20240117T000000", "20240129T053000")]
+    for name, image in zip(found["store"], field, strict=True):
+        np.testing.assert_array_equal(open_prediction(tmp_path / "single" / name)["tone"], image < -12)
+    at_once = predict_many(
+        Darkness(), contract(["vv@2", "vv@0"], "dB", "sigma0", -12.0, 3.0), opened, tmp_path / "both"
+    )
+    assert at_once["scene"].tolist() == ["delta"]
+    np.testing.assert_array_equal(open_prediction(tmp_path / "both" / "delta.zarr")["tone"], field[2] < -12)
+    other = predict_many(Darkness(), contract(["hh"], "dB", "sigma0", -12.0, 3.0), opened, tmp_path / "other")
+    assert other["scene"].tolist() == ["delta"] and "hh" in other["reason"][0]
+
+
 # ---- a prediction has the codes, names and colours of its label ---------------------------------------------------------
 
 CODES = {

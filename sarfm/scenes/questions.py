@@ -417,13 +417,21 @@ SENTINELS = (
 )
 
 
+def _number(answer: Any) -> Any:
+    """Take a text that is a number for it, as a command line gives it."""
+    try:
+        return float(answer) if isinstance(answer, str) else answer
+    except ValueError:
+        return answer
+
+
 def answered_nodata(
     channel: str,  # for the message
     answer: Any,  # a number, "none", or a list of them
 ) -> tuple[tuple[float, ...], bool]:  # values that are no data, and whether there are no others
     """Understand an answer about no data."""
     given = list(answer) if isinstance(answer, (list, tuple)) else [] if answer is None else [answer]
-    numbers = [value for value in given if str(value).lower() != "none"]
+    numbers = [_number(value) for value in given if str(value).lower() != "none"]
     if any(not isinstance(value, Real) or isinstance(value, bool) for value in numbers):
         raise ValueError(
             f"expected a number, 'none' or a list of them for nodata of {channel}, got {answer!r}; say one of these"
