@@ -227,7 +227,7 @@ def multilook(
     units: str | None = None,  # "dB" or "1", for plain arrays
 ) -> xr.DataArray | np.ndarray:  # (..., H // rows, W // columns), in the input's unit
     """Average blocks of pixels in power, without NaN; a last incomplete block is dropped."""
-    rows, columns = (looks, looks) if isinstance(looks, int) else looks
+    rows, columns = (looks, looks) if np.ndim(looks) == 0 else looks
     given = _labelled(x, units)
     if rows < 1 or columns < 1 or rows > given.shape[-2] or columns > given.shape[-1]:
         raise ValueError(

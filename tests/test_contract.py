@@ -199,6 +199,14 @@ def test_adapt_converts_decibels_and_power_and_refuses_the_rest(scene, store):
     assert power["vv"].attrs["units"] == "1"
     np.testing.assert_allclose(contract.adapt(power)["vv"], scene["vv"], rtol=1e-5)
     np.testing.assert_array_equal(contract.adapt(scene)["vh"], scene["vh"])
+    coarse = contract.model_copy(update={"spacing_m": 2.9 * contract.spacing_m})  # nearest whole factor: 3
+    seen = power["vv"].where(power["valid"]).values[:99, :138].reshape(33, 3, 46, 3)
+    made = coarse.adapt(power)["vv"].values[:33, :46]
+    there = np.isfinite(made)
+    assert there.mean() > 0.6
+    np.testing.assert_allclose(made[there], 10 * np.log10(np.nanmean(seen, (1, 3)))[there], rtol=1e-4)
+    with pytest.raises(ValueError, match="resample or multilook it"):
+        coarse.check(scene)
     with pytest.raises(ValueError, match="vv is sigma0, the model takes gamma0"):
         contract.adapt(scene.assign(vv=scene["vv"].assign_attrs(quantity="sigma0")))
     with pytest.raises(ValueError, match="has no"):

@@ -558,10 +558,10 @@ read: {scenes: "{scene}_{channel}.tif", targets: {ice: "{scene}_ice.tif"}}
 
 def test_a_map_has_the_codes_of_the_label(tmp_path):
     scene = geographic(10)
-    classes = scene.ice.copy(data=LABEL).assign_attrs(
-        flag_values=np.array([0, 1], np.uint8), flag_meanings="water sea_ice"
+    classes = scene.ice.copy(data=np.where(LABEL == 1, np.uint8(4), np.uint8(1))).assign_attrs(
+        flag_values=np.array([1, 4], np.uint8), flag_meanings="water sea_ice"
     )
-    scene["ice"] = classes.assign_attrs(target_codes=[1, 4], flag_colors="#0a2a5e #dfe8f0")
+    scene["ice"] = classes.assign_attrs(flag_colors="#0a2a5e #dfe8f0")
     with rasterio.open(write_cog(scene, tmp_path / "m.tif")) as cog:
         assert np.array_equal(cog.read(1), np.where(LABEL == 1, 4, 1)) and cog.colormap(1)[4] == (0xDF, 0xE8, 0xF0, 255)
         assert cog.tags(1)["flag_values"] == "1 4"

@@ -466,10 +466,10 @@ def test_each_kind_of_target_is_put_together_in_its_way():
     image, valid = contract().apply(one)
     found = predict_scene(Kinds(), contract(), one, Tiling(stride_px=11), probabilities=True)
     assert list(found) == ["cover", "height", "land_forest", "land_inland_water", "probability_cover"]
-    np.testing.assert_array_equal(found["cover"], np.where(valid, (image[0] < 0).int(), 255))
+    np.testing.assert_array_equal(found["cover"], np.where(valid, np.where(image[0] < 0, 7, 3), 255))
     said = found["cover"].attrs
     assert said["flag_meanings"] == "open dense_forest" and said["flag_colors"] == "#aabbcc #112233"
-    assert said["flag_values"].tolist() == [0, 1] and said["target_codes"] == [3, 7]
+    assert said["flag_values"].tolist() == [3, 7] and said["_FillValue"] == 255
     height = np.where(valid, (20 + 30 * image[0]).clamp(0, 40), np.nan)
     np.testing.assert_allclose(found["height"], height, atol=1e-4)
     assert found["height"].attrs["units"] == "m" and found["height"].dtype == np.float32

@@ -546,7 +546,7 @@ UNLIKELY = {
     "doubled decibels": ([2 * DB, 2 * DB - 14], {"units": "dB"}),
     "cross-polarised above co-polarised": ([DB - 7, DB], {"units": "dB"}),
     "cross-polarised power above co-polarised": ([POWER / 5, POWER], {"units": "1"}),
-    "some negative power": ([np.where(DB < -14, -0.01, POWER), POWER / 5], {"units": "1"}),
+    "some negative power": ([np.where(DB < -14, -POWER / 10, POWER), POWER / 5], {"units": "1"}),
     "standardised decibels": ([(DB + 12) / 2, (DB + 12) / 2], {"units": "dB"}),
     "bright decibels": ([DB + 30, DB + 23], {"units": "dB"}),
 }

@@ -275,13 +275,24 @@ def _target_text(
     return f"{what} (one for the tile)" if target.of == "tile" and target.kind != "tags" else what
 
 
+def _nodata_text(
+    nodata: Any,  # of a channel: a number, "none", a list of them, or None
+) -> str:  # for people
+    """Write which values are no data."""
+    values = nodata if isinstance(nodata, list) else [nodata]
+    numbers = [f"{value:.9g}" for value in values if isinstance(value, (int, float))]
+    if nodata is None or not values:
+        return "not stated"
+    return " and ".join(numbers) + (", no others" if numbers else "none") if "none" in values else " and ".join(numbers)
+
+
 def show_entry(
     name: str | Path,  # a name from `catalog_names`, or a YAML file
 ) -> str:  # text for people
     """Describe a data set in full."""
     entry = load_entry(name)
     channels = "; ".join(
-        f"{n} {c.quantity or 'backscatter'} in {c.units}, no-data {'not stated' if c.nodata is None else c.nodata}"
+        f"{n} {c.quantity or 'backscatter'} in {c.units}, no-data {_nodata_text(c.nodata)}"
         for n, c in entry.channels.items()
     )
     targets = [f"  {name}: {_target_text(target)}" for name, target in entry.targets.items()]

@@ -171,6 +171,31 @@ def _read_targets(
         read[name] = read_target(name, path, first, target, Questions(str(path)), recode, where)
     return read
 
+# %% ../../nbs/15_datasets/02_files.ipynb #ed558165
+def _stated_crs(
+    entry: Entry,  # a readable entry
+    source: SceneFiles,  # of one scene
+) -> str | None:  # such as "EPSG:32633"; None where the entry names no system, or the file has no coordinates
+    """Take the reference system of an entry, where it places the files."""
+    from sarfm.scenes.grids import same_crs
+    from sarfm.scenes.rasters import read_file
+
+    if not re.fullmatch(r"(?i)[a-z]+:\d+", entry.crs.strip()):
+        return None
+    first = next(iter(source.images.values()))
+    raster = read_file(first, entry.read.variables, chunks=2048)
+    if raster.crs is not None and not same_crs(raster.crs, entry.crs.strip()):
+        raise ValueError(
+            f"{first} states another reference system than {entry.id}, crs: {entry.crs}; correct the entry, or write "
+            "crs: stated in each file"
+        )
+    if raster.crs is not None or raster.transform is None:
+        if raster.crs is None and raster.tie_points is None:
+            why = raster.lost or "it has no coordinates"
+            warnings.warn(f"{entry.id}: crs {entry.crs} doesn't place {first}: {why}; say crs: none", stacklevel=4)
+        return None
+    return entry.crs.strip()
+
 # %% ../../nbs/15_datasets/02_files.ipynb #73afc5b2
 def _answers(
     entry: Entry,  # a readable entry
@@ -192,6 +217,7 @@ def _answers(
         "variables": read.variables,
         "times": read.times,
         "seasons": read.seasons,
+        "crs": _stated_crs(entry, source),
         "labels": inner,
         "label_meanings": {name: entry.target(name) for name in inner},
     }

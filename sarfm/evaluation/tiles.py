@@ -183,12 +183,12 @@ class TileSum:
         columns: list[int],  # first column of each tile
     ) -> None:
         """Add some tiles of the present band."""
-        said = self.layer.task.blend(output.float())
-        said = said.reshape(*said.shape[:2], 1, 1) if said.dim() == 2 else said
-        if self.total is None:
-            channels = said.shape[1] + (self.layer.how != "classes")
-            self.total = said.new_zeros(channels, len(self.window), self.width)
-        for column, tile in zip(columns, said, strict=True):
+        for column, one in zip(columns, output, strict=True):
+            tile = self.layer.task.blend(one[None].float())[0]
+            tile = tile[:, None, None] if tile.dim() == 1 else tile
+            if self.total is None:
+                channels = len(tile) + (self.layer.how != "classes")
+                self.total = tile.new_zeros(channels, len(self.window), self.width)
             here = self.total[:, :, column : column + len(self.window)]
             here[: len(tile)].addcmul_(tile, self.window)
             if len(tile) < len(self.total):

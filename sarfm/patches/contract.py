@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from .. import sar
 from .descriptions import unpack_value
 from .prepare import PatchStore
+from .scales import downscale
 from ..scenes.channels import QUANTITIES, Channel, split_channel
 from ..scenes.open import spacing_m, stack_channels
 from ..scenes.scene import channels_of
@@ -390,9 +391,12 @@ class InputContract(StatedInput):
     def adapt(
         self,
         scene: xr.Dataset,  # a Scene
-    ) -> xr.Dataset:  # the same in the contract's units
-        """Convert decibels and power where they differ, and refuse what no conversion mends."""
-        self.check(scene := _converted(scene, self))
+        average: str = "power",  # of pixels that are too fine, as in `downscale`
+    ) -> xr.Dataset:  # the same in the contract's units, and in its pixels where a whole number of the scene's make one
+        """Convert decibels and power where they differ, coarsen where pixels are finer, and refuse what neither mends."""
+        scene = _converted(scene, self)
+        factor = round((self.spacing_m or 0) / (spacing_m(scene) or np.inf))
+        self.check(scene := downscale(scene, factor, average) if factor > 1 else scene)
         return scene
 
     def apply(

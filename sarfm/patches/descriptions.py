@@ -6,7 +6,9 @@
 __all__ = ['MOST_ULPS', 'pack', 'unpack_value', 'describe', 'difference', 'merged']
 
 # %% ../../nbs/20_patches/03_descriptions.ipynb #9beb91ed
+import json
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,8 @@ def pack(
     value: Any,  # an attribute, or the values of a coordinate
 ) -> Any:  # what JSON can hold
     """Turn a value into JSON without losing a bit."""
+    if isinstance(value, date) and getattr(value, "tzinfo", None) is None:  # of Python or pandas
+        value = np.datetime64(value)
     if not isinstance(value, (np.ndarray, np.generic)):
         return value
     array = np.asarray(value)
@@ -58,11 +62,29 @@ def unpack_value(
     return array[()] if value.get("scalar") else array
 
 # %% ../../nbs/20_patches/03_descriptions.ipynb #849fb989
+def _packed_attrs(
+    holder: xr.Dataset | xr.DataArray,  # a scene or one of its variables
+    name: str,  # of it, for the message
+) -> dict[str, Any]:  # JSON
+    """Pack attributes, or name the one that JSON cannot hold."""
+    packed = {}
+    for key, value in holder.attrs.items():
+        packed[key] = pack(value)
+        try:
+            json.dumps(packed[key])
+        except TypeError as error:
+            raise ValueError(
+                f"{name}: expected attributes of text, numbers, dates or lists of them, got {key!r} of "
+                f"{type(value).__name__}; write it as text: scene.assign_attrs({{{key!r}: str(…)}})"
+            ) from error
+    return packed
+
+
 def _frame(
     variable: xr.DataArray,  # a variable or coordinate
 ) -> dict[str, Any]:  # dims, dtype, attrs and the name of its grid mapping
     """Describe a variable without its values."""
-    attrs = {key: pack(value) for key, value in variable.attrs.items()}
+    attrs = _packed_attrs(variable, str(variable.name))
     grid = {k: v for k, v in variable.encoding.items() if k == "grid_mapping"}
     return {"dims": list(variable.dims), "dtype": str(variable.dtype), "attrs": attrs, "encoding": grid}
 
@@ -73,7 +95,7 @@ def describe(
     """Keep everything of a scene but its pixels."""
     return {
         "sizes": {str(k): v for k, v in scene.sizes.items()},
-        "attrs": {key: pack(value) for key, value in scene.attrs.items()},
+        "attrs": _packed_attrs(scene, str(scene.attrs.get("source", "the scene"))),
         "coords": {str(n): {**_frame(c), "values": pack(c.to_numpy())} for n, c in scene.coords.items()},
         "variables": {str(n): _frame(v) for n, v in scene.data_vars.items()},
     }

@@ -293,7 +293,7 @@ def _by_date(
     coords: Mapping[str, tuple[list[str], np.ndarray]],  # of the scene
 ) -> list[np.ndarray]:  # as the scene had them
     """Put planes into the order of a scene's dates."""
-    seasons = [str(season) for season in coords["season"][1]] if "season" in coords else []
+    seasons = [str(season) for season in np.atleast_1d(coords["season"][1])] if "season" in coords else []
     order = sorted(planes, key=lambda each: seasons.index(each[0]) if isinstance(each[0], str) else each[0] or 0)
     return [plane for _, plane in order]
 

@@ -48,7 +48,7 @@ def held_out_scenes(
 def class_map(
     label: "xr.DataArray",  # (y, x) codes, with CF flags
 ) -> "xr.DataArray":  # (y, x) uint8, classes 0 … K-1 in the order of the codes, 255 elsewhere; with flags
-    """Number the classes of a label as a model does."""
+    """Number the classes of a label, or of a prediction, as scores do."""
     target = Target.from_attrs(str(label.name), label.attrs)
     colours = {k: target.colors[code] for k, code in enumerate(target.codes) if target.colors}
     numbered = Target(target.name, classes=dict(enumerate(target.names)), colors=colours)

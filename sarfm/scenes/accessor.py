@@ -9,6 +9,7 @@ __all__ = ['refuse_phase', 'SceneAccessor']
 import importlib
 from collections.abc import Sequence
 from functools import reduce
+from numbers import Real
 from operator import and_
 from typing import Any
 
@@ -160,9 +161,12 @@ class SceneAccessor:
         n: int,  # block side, px
     ) -> xr.Dataset:  # (H // n, W // n), classes by majority
         """Average blocks of n × n pixels in power."""
-        if n != int(n) or not 1 <= n <= min(self._scene.sizes["y"], self._scene.sizes["x"]):
+        whole = isinstance(n, Real) and float(n).is_integer()
+        if not whole or not 1 <= n <= min(self._scene.sizes["y"], self._scene.sizes["x"]):
             size = f"{self._scene.sizes['y']} × {self._scene.sizes['x']}"
-            raise ValueError(f"expected a block side in whole pixels, from 1 to that of {size} px, got {n}; choose one")
+            raise ValueError(
+                f"expected one block side in whole pixels, from 1 to that of {size} px, got {n!r}; choose one (blocks are square)"
+            )
         return _multilook_scene(self._scene, int(n))
 
     def enl(

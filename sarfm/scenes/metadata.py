@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['POLARISATIONS', 'stated_unit', 'stated_polarisation', 'stated_quantity', 'stated_time', 'check_polarisation',
-           'date_in_name', 'stated_angle', 'stated_measure', 'stated_channel', 'Formula', 'parse_formula', 'Band',
-           'Raster']
+           'date_in_name', 'date_text', 'same_date', 'stated_angle', 'stated_measure', 'stated_channel', 'Formula',
+           'parse_formula', 'Band', 'Raster']
 
 # %% ../../nbs/10_scenes/01_metadata.ipynb #e1bd1754
 import re
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,24 @@ def date_in_name(
     day, clock = found[0]
     return stated_time(f"{day}T{clock}" if clock else day)
 
+# %% ../../nbs/10_scenes/01_metadata.ipynb #3b38b246
+def date_text(
+    when: Any,  # text, a date of Python, NumPy or pandas, or a name such as "before"
+) -> str | None:  # ISO 8601; None where it is no date
+    """Write a date, however it was given."""
+    if isinstance(when, (date, np.datetime64)):
+        return str(np.datetime64(when)) if getattr(when, "tzinfo", None) is None else when.isoformat()
+    return stated_time(when)
+
+
+def same_date(
+    one: Any,  # a date, or anything else
+    other: Any,  # another
+) -> bool:  # False if both are dates, and two
+    """Tell whether two dates may be one, as far as both are written."""
+    texts = [date_text(when) for when in (one, other)]
+    return None in texts or texts[0][: len(texts[1])] == texts[1][: len(texts[0])]
+
 # %% ../../nbs/10_scenes/01_metadata.ipynb #1cb4a55e
 _ANGLE = re.compile(r"(?<![a-z])(?:(?:projected)?(?:local)?[ _-]?incidence[ _-]?angle(?:from[a-z]+)?|angle)(?![a-z])")
 
@@ -134,10 +153,10 @@ _ANGLE = re.compile(r"(?<![a-z])(?:(?:projected)?(?:local)?[ _-]?incidence[ _-]?
 def stated_angle(
     name: str | None,  # of a band
     units: str | None,  # its unit tag; Earth Engine and SNAP write none
-) -> str | None:  # the channel, such as "angle"; None where the band is no incidence angle in degrees
+) -> str | None:  # the channel, such as "angle"; None where the band is no incidence angle
     """Recognise the incidence angle of an export."""
     match = _ANGLE.search(str(name or "").lower())
-    if match is None or canonical_units(units or "degree") != "degree":
+    if match is None or canonical_units(units or "degree") not in ("degree", "rad"):
         return None
     return re.sub(r"[ -]", "_", match[0])
 
@@ -225,6 +244,7 @@ class Band:
     offset: float = 0.0  # in the unit of what was measured
     valid: Any = None  # (H, W) bool, False where the file's mask or alpha hides the pixel; None without a mask
     alpha: bool = False  # the file marks the band as the transparency of the others
+    observed: Any = None  # (H, W) bool, what a saved scene states as valid; None in any other file
 
     @property
     def packed(self) -> bool:  # True where stored numbers are not what was measured
@@ -240,6 +260,7 @@ class Raster:
     bands: list[Band]  # in the file's order
     crs: str | None = None  # WKT
     transform: tuple[float, ...] | None = None  # a, b, c, d, e, f of the affine map from (column, row) to (x, y)
+    lossy: str = ""  # the compression that altered its pixels, such as "JPEG"; empty where they are as they were
     tie_points: np.ndarray | None = None  # (n, 4): row px, column px, longitude °, latitude °
     heights_m: np.ndarray | None = None  # (n,) of the terrain at the tie points
     lost: str = ""  # why a place that the file half states isn't known

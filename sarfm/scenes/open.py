@@ -9,7 +9,11 @@ __all__ = ['save_scene', 'open_scene', 'OpenQuestion', 'SceneAccessor', 'channel
 
 # %% ../../nbs/10_scenes/07_open.ipynb #f6875a20
 import itertools
+import os
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +23,15 @@ import xarray as xr
 from ..io.files import CorruptData, atomic_path
 from .accessor import SceneAccessor
 from .channels import MEASURED, Target, canonical_quantity, canonical_units, did_you_mean, with_synonyms
-from .metadata import stated_time
+from .grids import same_crs, understood_crs
+from .metadata import date_text
 from .overlay import Placed, placed
 from .place import scene_crs
 from .plausibility import check_plausible
 from sarfm.scenes.questions import (
     OpenQuestion,
     Questions,
+    angles_in_degrees,
     answer_for,
     answered_nodata,
     as_stored,
@@ -41,8 +47,9 @@ from sarfm.scenes.questions import (
     settle_statements,
     sort_bands,
     stack_dates,
+    take_only_date,
 )
-from .rasters import open_data, read_file
+from .rasters import IMAGES, open_data, read_file
 from sarfm.scenes.scene import (
     channel_names,
     channels_of,
@@ -70,6 +77,12 @@ def _plain_attributes(
 ) -> xr.Dataset:  # a copy, with attributes that NetCDF can hold
     """Write what is true or false as 1 or 0, leave out what is None, and write anything else that is no number as text."""
     for holder in (scene, *scene.variables.values()):
+        for key in map(str, holder.attrs):
+            if not key.strip() or key != key.strip() or re.search(r"[/\x00-\x1f\x7f]", key):
+                raise ValueError(
+                    f"expected names of attributes that NetCDF can hold, without '/' and spaces at their ends, got {key!r}; "
+                    "rename it"
+                )
         kept = {str(key): value for key, value in holder.attrs.items() if value is not None}
         holder.attrs = {key: _plain(value) for key, value in kept.items()}
     return scene
@@ -170,7 +183,8 @@ def _agree_with(
 ) -> None:
     """Refuse answers that contradict a saved scene."""
     own = scene_crs(scene) if "spatial_ref" in scene.coords else None
-    if given["crs"] is not None and not placed(scene).agrees_with(given["crs"]):
+    wanted = None if given["crs"] is None else understood_crs(given["crs"])
+    if wanted is not None and (own is None or not (same_crs(own, wanted) or placed(scene).agrees_with(wanted))):
         raise ValueError(f"{path} states {own and own.name}, but crs={given['crs']!r} was given; leave it out")
     channels = channels_of(scene)
     check_answers(list(scene.data_vars), **{key: given[key] for key in ("units", "quantity", "nodata", "formula")})
@@ -207,7 +221,7 @@ def _agree_on_dates(
 ) -> None:
     """Refuse dates or seasons that a saved scene has not."""
     for key, along in (("times", "time"), ("seasons", "season")):
-        held = list(scene[along].values) if along in scene.dims else []
+        held = list(np.atleast_1d(scene[along].values)) if along in scene.coords else []
         answer = given[key] if given[key] is None else list(time_values(given[key]) if key == "times" else given[key])
         if answer is not None and list(map(str, answer)) != list(map(str, held)):
             raise ValueError(f"{path} was saved with {key} {held}, but {answer} was given; leave it out")
@@ -230,11 +244,42 @@ def _open_saved(
             raise ValueError(f"{path} was saved with {name} as {held}, but label_meanings says {target}; leave it out")
     questions = Questions(str(path))
     given = {**given, "placed": placed(scene)}
-    for name, (values, target) in _read_targets(path, (), given, questions).items():
+    for name, (values, target) in _read_targets(path, {}, given, questions).items():
         scene[name] = target_variable(values, target)
     questions.raise_if_any()
     scene = check_scene(scene.assign_attrs(given["attrs"] or {}))
     return scene.chunk({"y": given["chunks"], "x": given["chunks"]}) if given["chunks"] else scene
+
+# %% ../../nbs/10_scenes/07_open.ipynb #5dff7afa
+def _source_of(
+    paths: Sequence[Path],  # of a scene
+) -> tuple[str, list[str]]:  # all in a few words, and the name of each below the folder that they share
+    """Name the files of a scene for messages."""
+    paths = list(dict.fromkeys(paths))
+    if len(paths) == 1:
+        return str(paths[0]), [paths[0].name]
+    folder = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
+    names = [Path(os.path.relpath(os.path.abspath(path), folder)).as_posix() for path in paths]
+    return f"{folder}/{{{', '.join(names[:4])}{', …' if len(names) > 4 else ''}}}", names
+
+
+def _name_files(
+    rasters: list[Any],  # each file and what it states
+) -> list[Any]:  # the same; of several files, every band says which it is of
+    """Write the name of its file into what each band is called."""
+    paths = list(dict.fromkeys(raster.path for raster in rasters))
+    names = dict(zip(paths, _source_of(paths)[1], strict=True))
+    if len(paths) == 1:
+        return rasters
+    return [replace(r, bands=[replace(b, label=f"{b.label} of {names[r.path]}") for b in r.bands]) for r in rasters]
+
+
+def _shared_attrs(
+    rasters: list[Any],  # each file and what it states
+) -> dict[str, Any]:  # what none of them contradicts
+    """Take provenance that holds for all files."""
+    known = rasters[0].attrs
+    return {k: v for k, v in known.items() if all(np.array_equal(r.attrs.get(k, v), v) for r in rasters)}
 
 # %% ../../nbs/10_scenes/07_open.ipynb #9854662f
 def _alike(bands: list[Any]) -> dict[str, list[Any]]:  # by their channels, and what they state where that differs
@@ -248,6 +293,34 @@ def _alike(bands: list[Any]) -> dict[str, list[Any]]:  # by their channels, and 
     }
 
 
+def _dated_files(
+    files: list[tuple[str | None, Any, Path]],  # channel, date and path
+    rasters: list[Any],  # each file and what it states
+    dates: Sequence[Any] | None,  # as given to open_scene
+) -> list[tuple[str | None, Any, Path]]:  # the same, with a list of dates for a file of several
+    """Deal out dates to files that hold several images each, in the order of the files."""
+    if dates is None or len(files) == 1:
+        return files
+    counts = [max(Counter(b.name for b in r.bands).values(), default=1) if _undated(r) else 1 for r in rasters]
+    for (_, date, path), count in zip(files, counts, strict=True):
+        if date is not None and count > 1:
+            raise ValueError(
+                f"{path} holds {count} images without a date of their own, but times gives it the one date {date!r}; "
+                f"name {sum(counts)} dates, those of the first file first"
+            )
+    if any(date is not None for _, date, _ in files) or max(counts) == 1 or sum(counts) != len(dates):
+        return files
+    ends = list(itertools.accumulate(counts))
+    return [(p, list(dates[end - n : end]), f) for (p, _, f), n, end in zip(files, counts, ends, strict=True)]
+
+
+def _undated(
+    raster: Any,  # a file and what it states
+) -> bool:  # NetCDF or Zarr with a dimension of dates that has no coordinate
+    """Tell files whose images lack a date."""
+    return raster.path.suffix.lower() not in IMAGES and all(band.at is None for band in raster.bands)
+
+
 def _named_bands(
     files: list[tuple[str | None, Any, Path]],  # channel, date and path
     rasters: list[Any],  # each file and what it states
@@ -256,7 +329,14 @@ def _named_bands(
 ) -> dict[str, list[Any]]:  # channel to one band per date
     """Name, choose and sort the bands of all files."""
     answers = {"channels": given["channels"], "bands": given["bands"], "times": given["dates"]}
-    named = [b for (p, t, _), r in zip(files, rasters, strict=True) for b in name_bands(r, p, t, answers, questions)]
+    files = _dated_files(files, rasters, given["dates"])
+    named = [
+        b
+        for (p, t, _), r in zip(files, rasters, strict=True)
+        for b in name_bands(
+            r, p, None if isinstance(t, list) else t, answers | ({"times": t} if isinstance(t, list) else {}), questions
+        )
+    ]
     cube = (
         {}
         if questions.asked
@@ -287,15 +367,48 @@ def _ask_unstated(
         )
 
 # %% ../../nbs/10_scenes/07_open.ipynb #1405f205
+def _stated_targets(
+    rasters: list[Any],  # each file and what it states
+    given: Mapping[str, Any],  # arguments of open_scene
+    questions: Questions,  # to be asked together
+) -> dict[str, str]:  # target to a variable of the first file, or to another file
+    """Find the targets that the files of a scene state."""
+    where: dict[str, str] = {}
+    asked = given["labels"] or {}
+    for name in dict.fromkeys(
+        name for r in rasters for name in r.targets if name not in (*asked, *map(str, asked.values()))
+    ):
+        holders = list(dict.fromkeys(r.path for r in rasters if name in r.targets))
+        values = [_target_values(path, name, given["group"]) for path in holders] if len(holders) > 1 else []
+        if any(not np.array_equal(value, values[0]) for value in values):
+            held = ", ".join(path.name for path in holders)
+            questions.ask(
+                "labels", f"{held} state different {name!r}, and a scene has one; say {{{name!r}: one of the files}}"
+            )
+            continue
+        where[name] = name if holders[0] == rasters[0].path else str(holders[0])
+    return where
+
+
+def _target_values(
+    path: Path,  # NetCDF file or Zarr folder
+    name: str,  # of a variable
+    group: str | None,  # of the file
+) -> np.ndarray:  # as stored
+    """Read what a file states as a target, to compare it."""
+    with open_data(path, group, stored=True) as data:
+        return data[name].values
+
+
 def _read_targets(
     first: Path,  # the scene's first file
-    stated: Sequence[str],  # variables of it that state to be targets
+    stated: Mapping[str, str],  # targets that the files state, to a variable of the first or to another file
     given: Mapping[str, Any],  # arguments of open_scene
     questions: Questions,  # to be asked together
 ) -> dict[str, tuple[Any, Target]]:  # values and what they are, by name
     """Read all targets of a scene."""
     asked, meanings = dict(given["labels"] or {}), given["label_meanings"] or {}
-    where = {name: name for name in stated if name not in map(str, asked.values())} | asked
+    where = dict(stated) | asked
     if strange := sorted(set(meanings) - set(where)):
         raise ValueError(
             f"label_meanings explains {strange}, but the labels are {sorted(where)}; name their files in labels="
@@ -305,6 +418,24 @@ def _read_targets(
     return {name: found for name, found in read.items() if found is not None}
 
 # %% ../../nbs/10_scenes/07_open.ipynb #374f5653
+def _observed(
+    cube: dict[str, list[Any]],  # channel to one band per date
+) -> np.ndarray | None:  # (H, W) or (T, H, W) bool, where every saved scene says so; None without saved scenes
+    """Combine what saved scenes state as valid."""
+    longest = max(cube.values(), key=len)
+    every = [[b.observed for b in bands if b.observed is not None] for bands in cube.values()]
+    if not any(every):
+        return None
+    valid = []
+    for k, _ in enumerate(longest):
+        here = [
+            bands[k if len(bands) > 1 else 0].observed for bands in cube.values() if len(bands) in (1, len(longest))
+        ]
+        known = [image for image in here if image is not None]
+        valid.append(np.logical_and.reduce(known) if known else np.ones(longest[0].values.shape, bool))
+    return valid[0] if len(longest) == 1 and longest[0].at is None else np.stack(valid)
+
+
 def _calibrated_arrays(
     cube: dict[str, list[Any]],  # channel to one band per date
     said: Mapping[str, Mapping[str, Any]],  # nodata and formula of each channel
@@ -355,7 +486,7 @@ def open_scene(
         )
     channels = [channels] if isinstance(channels, str) else channels
     dates = times if seasons is None else seasons
-    if dates is not None and len({stated_time(str(date)) or str(date) for date in dates}) < len(dates):
+    if dates is not None and len({date_text(date) or str(date) for date in dates}) < len(dates):
         raise ValueError(f"expected each date once, got {list(dates)}; name each image by a date or word of its own")
     files = lay_out_sources(source, channels, dates, bands)
     first = files[0][2]
@@ -365,12 +496,17 @@ def open_scene(
         given |= {"times": times, "seasons": seasons, "variables": variables, "attrs": attrs, "chunks": chunks}
         given |= {"group": group, "crs": crs}
         return _open_saved(saved, first, files[0][0], given)
-    questions, wanted = Questions(str(first)), [name.lower() for name in channels or () if name]
-    rasters = [read_file(path, variables, chunks, wanted, group) for _, _, path in files]
+    questions, wanted = (
+        Questions(_source_of([p for _, _, p in files])[0]),
+        [name.lower() for name in channels or () if name],
+    )
+    rasters = _name_files([read_file(path, variables, chunks, wanted, group) for _, _, path in files])
     for raster in rasters:
         check_images(raster, questions)
     cube = _named_bands(files, rasters, given, questions)
     check_answers(list(cube), units=units, quantity=quantity, nodata=nodata, formula=formula)
+    cube, only = take_only_date(cube, [p for _, _, p in files]) if dates is None else (cube, None)
+    cube, units = angles_in_degrees(cube, units, quantity, questions.source)
     said = settle_statements(cube, units, quantity, nodata, formula, questions)
     place = settle_place(rasters[0], crs)
     shape = next(iter(cube.values()))[0].values.shape
@@ -378,15 +514,17 @@ def open_scene(
         "group": group,
         "placed": Placed(shape, place["crs"], place["transform"] or rasters[0].transform, place["gcps"]),
     }
-    targets = _read_targets(first, rasters[0].targets, given, questions)
+    targets = _read_targets(first, _stated_targets(rasters, given, questions), given, questions)
     questions.raise_if_any()
     check_same_grid(rasters)
-    provenance = rasters[0].attrs | {"source": ", ".join(dict.fromkeys(p.name for _, _, p in files))}
+    provenance = _shared_attrs(rasters) | {"source": ", ".join(dict.fromkeys(p.name for _, _, p in files))}
     provenance |= ({"formula": str(formula)} if formula else {}) | dict(attrs or {})
     along = "season" if seasons is not None or bands == "season" or rasters[0].along == "season" else "time"
     at = next(([b.at for b in bands] for bands in cube.values() if bands[0].at is not None), None)
     place |= {f"{along}s": at}
     measures = {key: said[key] for key in ("units", "quantity")}
     arrays = _calibrated_arrays(cube, said)
-    check_plausible(str(first), arrays, **measures)
-    return make_scene(arrays, **measures, **place, labels=targets, attrs=provenance)
+    check_plausible(questions.source, arrays, **measures)
+    valid = _observed(cube)
+    scene = make_scene(arrays, **measures, **place, valid=valid, labels=targets, attrs=provenance)
+    return scene if only is None else scene.assign_coords({along: time_values([only])[0]})

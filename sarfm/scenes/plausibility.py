@@ -74,6 +74,10 @@ def doubts(
     found = (
         [] if low <= median <= high else [f"{said}, but its median is {median:.4g}, rarely outside {low:g} to {high:g}"]
     )
+    if quantity == "incidence_angle" and 0 < median <= math.pi / 2:
+        found = [f"{said}, but its median is {median:.3g}, as if it were in radians"]
+    if quantity == "phase" and 175 < numbers.max() <= 180.5 and -180.5 <= numbers.min() < -175:
+        found.append(f"{said}, but it goes from {numbers.min():.4g} to {numbers.max():.4g}, as if it were in degrees")
     negative = float((numbers < 0).mean())
     if quantity in BACKSCATTER and units == "1" and negative > 0.01:
         found.append(f"{said}, but {negative:.0%} is negative, and has no decibels")

@@ -21,6 +21,7 @@ import numpy as np
 import xarray as xr
 
 from ..io.files import CorruptData
+from .channels import canonical_units
 from .grids import grid_reference, rows_first
 from sarfm.scenes.metadata import (
     Band,
@@ -156,7 +157,8 @@ def _named_statement(
     """Understand what a band is called and tagged."""
     angle = None if quantity else stated_angle(names[0], own)
     if angle:
-        return {"channel": angle, "units": "degree", "quantity": "incidence_angle"}
+        in_degrees = canonical_units(own or "degree") == "degree"
+        return {"channel": angle, "units": "degree" if in_degrees else None, "quantity": "incidence_angle"}
     measured = [stated_measure(units, quantity, name) for name in names]
     return {
         "channel": next(filter(None, (stated_channel(name, polarisation, quantity) for name in names)), None),
@@ -172,6 +174,16 @@ def _has_mask(
     """Tell whether pixels are hidden by more than a no-data value."""
     flags = {flag.name for flags in raster.mask_flag_enums for flag in flags}
     return "per_dataset" in flags and (transparent or "alpha" not in flags)
+
+# %% ../../nbs/10_scenes/03_rasters.ipynb #5dee6d60
+def _lossy(
+    raster: Any,  # an open rasterio dataset
+) -> str:  # name of a compression that alters pixels; empty for all others
+    """Tell whether compression altered the pixels."""
+    said = raster.tags(ns="IMAGE_STRUCTURE")
+    name = "JPEG" if raster.driver == "JPEG" else said.get("COMPRESSION", "")
+    altered = "JPEG" in name or said.get("COMPRESSION_REVERSIBILITY", "").startswith("LOSSY")
+    return name if altered else ""
 
 # %% ../../nbs/10_scenes/03_rasters.ipynb #1c2fc9dd
 def _check_structure(
@@ -210,7 +222,7 @@ def read_raster(
             shape, lazy = raster.shape, chunks or math.prod(raster.shape) * raster.count > LAZY_ABOVE
             statements = [_band_statement(raster, i) for i in raster.indexes]
             attrs = {k: v for k, v in raster.tags().items() if k in _KEPT_TAGS}
-            place, dtypes = _georeference(raster), raster.dtypes
+            place, dtypes = _georeference(raster) | {"lossy": _lossy(raster)}, raster.dtypes
             masked = _has_mask(raster, any(said["alpha"] for said in statements))
             masked_alone = [flags == [] for flags in raster.mask_flag_enums]  # bands of a VRT with a mask of their own
     except rasterio.errors.RasterioError as error:
@@ -257,9 +269,11 @@ def _open_group(
 ) -> xr.Dataset:  # lazy
     """Open one group."""
     how: dict[str, Any] = {"group": group, "decode_coords": "all", "mask_and_scale": not stored}
-    if path.is_dir():
-        return xr.open_zarr(path, chunks=None, consolidated=False, **how)
-    return xr.open_dataset(path, engine="netcdf4", auto_complex=True, **how)
+    with _OPENING, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*multiple fill values", xr.SerializationWarning)  # `_say_fills` says it
+        if path.is_dir():
+            return xr.open_zarr(path, chunks=None, consolidated=False, **how)
+        return xr.open_dataset(path, engine="netcdf4", auto_complex=True, **how)
 
 
 def _in_degrees(
@@ -360,7 +374,7 @@ def _variable_bands(
         statement["nodata"] = tuple(f % 256**values.dtype.itemsize for f in statement["nodata"])
     valid = _within_limits(values, said, statement["scale"], statement["offset"])
     if values.ndim == 2:
-        return [Band(values, f"variable {name!r}", valid=valid, **statement)]
+        return [Band(values, f"variable {name!r}", at=_only_date(image), valid=valid, **statement)]
     dates = image[image.dims[0]].values if image.dims[0] in image.coords else [None] * len(values)
     hidden = [None] * len(values) if valid is None else valid
     return [
@@ -368,6 +382,29 @@ def _variable_bands(
     ]
 
 # %% ../../nbs/10_scenes/03_rasters.ipynb #7078157c
+def _only_date(
+    image: xr.DataArray,  # (H, W)
+) -> Any:  # date or season of a coordinate without a dimension; None where there is none
+    """Read when a single image was taken."""
+    one = [image.coords[name].values[()] for name in ("time", "season") if name in image.coords]
+    return next((at for at in one if np.ndim(at) == 0 and at == at), None)  # NaT is not itself
+
+
+def _say_fills(
+    path: Path,  # for the message
+    images: Mapping[str, xr.DataArray],  # as stored
+) -> None:
+    """Say that a variable states two values for no data, as CF allows and few expect."""
+    stated = {
+        name: {float(np.float32(v)) for key in FILL_KEYS[:2] for v in np.atleast_1d(image.attrs.get(key, []))}
+        for name, image in images.items()
+        if image.dtype.kind in "iuf"
+    }
+    several = {name: sorted(v for v in values if v == v) for name, values in stated.items()}
+    if said := {name: values for name, values in several.items() if len(values) > 1}:
+        warnings.warn(f"{path} states several values for no data, {said}; all of them are taken for it", stacklevel=5)
+
+
 def _within_limits(
     values: Any,  # as stored, NumPy or dask array
     said: Mapping[str, Any],  # attributes of the variable
@@ -409,14 +446,67 @@ def _is_target(
 
 def _all_images(
     data: xr.Dataset,  # an open file
-) -> dict[str, xr.DataArray]:  # (H, W) or (time, H, W), by name or name/band
-    """List everything that has rows and columns, but targets, bounds and the grid's own latitude and longitude."""
+) -> dict[str, xr.DataArray]:  # (..., H, W), by name or name/band
+    """List everything that has rows and columns, but targets and the grid's own latitude and longitude."""
     images = {}
     for name, variable in ((n, rows_first(v)) for n, v in data.data_vars.items()):
         placed = _in_degrees(variable)
         if variable.ndim >= 2 and variable.dtype.kind in "iufbc" and not placed and not _is_target(variable):
-            images |= {n: v for n, v in _images(str(name), variable).items() if v.ndim in (2, 3)}
-    return images
+            images |= _images(str(name), variable)
+    return {n: v for n, v in images.items() if n != "valid" or not _is_saved(data)}
+
+
+def _is_saved(
+    data: xr.Dataset,  # an open file
+) -> bool:  # a Scene that `save_scene` wrote
+    """Recognise a saved scene by its attribute."""
+    return data.attrs.get("sarfm_scene") == "1"
+
+
+def _plain_images(
+    path: Path,  # for the message
+    images: Mapping[str, xr.DataArray],  # (..., H, W)
+    wanted: Sequence[str],  # names of those that are asked for, or state a channel
+) -> dict[str, xr.DataArray]:  # (H, W) or (time, H, W)
+    """Leave out what has dimensions besides dates, and refuse to where it is wanted."""
+    deep = {n: image.dims for n, image in images.items() if image.ndim > 3}
+    for name in wanted if deep else ():
+        if name in deep:
+            form = "(y, x), (time, y, x), or a dimension of bands named band, channel or polarisation"
+            raise ValueError(
+                f"{path}: {name} has the dimensions {deep[name]}, expected {form}; "
+                f"choose one {deep[name][1]} first, as in data.isel({deep[name][1]}=0), and save that"
+            )
+    return {n: image for n, image in images.items() if n not in deep}
+
+# %% ../../nbs/10_scenes/03_rasters.ipynb #40a26b34
+def _saved_points(
+    data: xr.Dataset,  # a saved Scene, in pixels of its own coordinates
+) -> np.ndarray:  # (n, 4): row px, column px, longitude °, latitude °, in pixels of the file
+    """Take tie points from a saved scene, which may be a part of another, or coarser."""
+    points = np.stack([data[f"gcp_{key}"].values for key in ("row", "col", "lon", "lat")], axis=-1).astype(float)
+    for column, axis in enumerate(("y", "x")):
+        line = data[axis].values.astype(float)
+        step = line[1] - line[0] if line.size > 1 else 1.0
+        points[:, column] = (points[:, column] - line[0]) / step + 0.5
+    return points
+
+
+def _saved_statement(
+    data: xr.Dataset,  # a saved Scene
+    bands: list[Band],  # of it
+    place: dict[str, Any],  # fields of a Raster, as read of any file
+) -> tuple[list[Band], dict[str, Any], dict[str, Any]]:  # bands that know what is valid, attributes, fields
+    """Read what only a saved scene states."""
+    valid = data["valid"]
+    along = next((dim for dim in ("time", "season") if dim in valid.dims), None)
+    at = {str(when): k for k, when in enumerate(data[along].values)} if along else {}
+    observed = {when: valid.isel({along: k}).values for when, k in at.items()} if along else {"": valid.values}
+    bands = [replace(b, observed=observed.get(str(b.at) if along else "")) for b in bands]
+    if "spatial_ref" not in data.coords:
+        place = {key: place[key] for key in ("along", "targets", "unstated")}
+        place |= {"tie_points": _saved_points(data)} if "gcp_row" in data.coords else {}
+    return bands, {k: v for k, v in data.attrs.items() if k not in ("sarfm_scene", "source")}, place
 
 # %% ../../nbs/10_scenes/03_rasters.ipynb #f83e02e5
 def _groups_with_images(
@@ -455,6 +545,8 @@ def read_data(
     path = Path(path)
     with open_data(path, group) as data:
         images = _all_images(data)
+        stated = {n: _stated_channel(n, a) or (n.lower() if n.lower() in channels else None) for n, a in images.items()}
+        every, images = list(images), _plain_images(path, images, variables or [n for n in stated if stated[n]])
         if not images:
             return Raster(path, [], groups=() if group else _groups_with_images(path), lost=f"{list(data.variables)}")
         missing = [n for n in variables or {} if n not in images]
@@ -462,16 +554,19 @@ def read_data(
             raise ValueError(
                 f"{path} has no variable {missing}; it holds {sorted(images)}. Name one of those in variables="
             )
-        stated = {n: _stated_channel(n, a) or (n.lower() if n.lower() in channels else None) for n, a in images.items()}
         chosen = variables or {n: channel for n, channel in stated.items() if channel}
         place = _place(data, [images[name] for name in chosen])
         place["along"] = "season" if any("season" in images[n].dims[:-2] for n in chosen) else "time"
         place["targets"] = tuple(str(n) for n, v in data.data_vars.items() if _is_target(v))
-        place["unstated"] = () if variables else tuple(n for n in images if n not in chosen)
+        place["unstated"] = () if variables else tuple(n for n in every if n not in chosen)
         attrs = {k: v for k, v in data.attrs.items() if k in _KEPT_TAGS and isinstance(v, str)}
     with open_data(path, group, stored=True) as raw:  # not beside the other: the library crashes over two of them
         stored = _all_images(raw)
+        _say_fills(path, {n: stored[n] for n in chosen})
         bands = [b for n, p in chosen.items() for b in _variable_bands(path, n, stored[n], p and p.lower(), chunks)]
+    if _is_saved(data):
+        with open_data(path, group) as data:
+            bands, attrs, place = _saved_statement(data, bands, place)
     if not bands:
         bands = [Band(np.empty((0, 0)), f"variable {n!r}", unit_text=a.attrs.get("units")) for n, a in images.items()]
     return Raster(path, bands, attrs=attrs, **place)

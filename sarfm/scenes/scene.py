@@ -25,6 +25,7 @@ from sarfm.scenes.channels import (
     canonical_units,
     did_you_mean,
 )
+from .grids import understood_crs
 from .metadata import check_polarisation, stated_time
 from .place import grid_lonlat, grid_steps, ground_spacing_m, tie_point_lonlat
 from .plausibility import contradictions
@@ -244,7 +245,7 @@ def _place(
     if crs is not None:
         from pyproj import CRS
 
-        system = CRS.from_user_input(crs)
+        system = understood_crs(crs)
         _check_latitudes(coords["y"][[0, -1]], abs(e), system)
         wkt = system.to_wkt()
         coords["spatial_ref"] = ((), 0, CRS.from_wkt(wkt).to_cf() | {"spatial_ref": wkt})

@@ -86,7 +86,7 @@ def channel_label(
     variable, at = split_channel(channel)
     if not isinstance(at, int):
         return f"{variable.upper()} {at or ''}".strip()
-    when = scene["time"].values[at] if "time" in scene.coords else f"date {at}"
+    when = scene["time"].values[at] if "time" in scene.dims else f"date {at}"
     dated = np.issubdtype(np.asarray(when).dtype, np.datetime64)
     return f"{variable.upper()} {np.datetime_as_string(when, unit='D') if dated else when}"
 
