@@ -144,7 +144,7 @@ def settle_place(
             warnings.warn(f"{raster.path} has lost its place: {raster.lost}; say crs=… where you know it", stacklevel=3)
         return nowhere | ({} if raster.crs is None else {"crs": raster.crs, "transform": raster.transform})
     system = understood_crs(crs)
-    here = Placed(raster.bands[0].values.shape, raster.crs, raster.transform)
+    here = Placed(next((band.values.shape for band in raster.bands), (1, 1)), raster.crs, raster.transform)
     if raster.crs is not None and not (same_crs(raster.crs, system) or here.agrees_with(system)):
         raise ValueError(f"{raster.path} states {CRS(raster.crs).name}, but crs={crs!r} was given; leave it out")
     if raster.transform is None:
