@@ -614,3 +614,20 @@ def test_heights_that_places_do_not_follow_are_said(tmp_path):
         out.gcps = points, crs
     with pytest.warns(UserWarning, match="places don't follow them"):
         open_scene(path, **SIGMA)
+
+
+def test_variables_of_two_places_are_no_scene(tmp_path):
+    image = np.random.default_rng(0).normal(-12, 2, (40, 60)).astype("float32")
+    axes = {"y": -1.5e6 - 1000.0 * np.arange(40), "x": -5e5 + 1000.0 * np.arange(60)}
+    data = xr.Dataset(coords={name: (name, values, {"units": "m"}) for name, values in axes.items()})
+    for name, code, mapping in (("vh", 32633, "aaa"), ("vv", 3413, "crs")):
+        data[mapping] = ((), 0, {"crs_wkt": CRS.from_epsg(code).to_wkt()})
+        data[name] = (("y", "x"), image, {"units": "dB", "quantity": "sigma0", "grid_mapping": mapping})
+    data.to_netcdf(tmp_path / "two.nc")
+    with pytest.raises(ValueError, match=r"two\.nc: variables 'vh' and 'vv' state different places"):
+        open_scene(tmp_path / "two.nc")
+    for name, code in (("vv", 3413), ("vh", 32633)):
+        for chosen in ({"channels": [name]}, {"variables": {name: name}}):
+            assert (
+                CRS.from_wkt(open_scene(tmp_path / "two.nc", **chosen).spatial_ref.attrs["crs_wkt"]).to_epsg() == code
+            )

@@ -22,7 +22,7 @@ import xarray as xr
 
 from ..io.files import CorruptData
 from .channels import canonical_units
-from .grids import grid_reference, rows_first
+from .grids import grid_reference, rows_first, same_crs
 from sarfm.scenes.metadata import (
     Band,
     Raster,
@@ -520,17 +520,39 @@ def _groups_with_images(
     return tuple(found)
 
 
+def _on_one_grid(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell whether two images state one place."""
+    systems = [place.get("crs") for place in (one, other)]
+    same = systems[0] == systems[1] or (None not in systems and same_crs(*systems))
+    return (
+        same
+        and one.get("transform") == other.get("transform")
+        and np.array_equal(*(place.get("tie_points", 0) for place in (one, other)))
+    )
+
+
 def _place(
+    path: Path,  # of the file
     data: xr.Dataset,  # an open file
-    images: Sequence[xr.DataArray],  # of it, on one grid
+    images: Sequence[xr.DataArray],  # of it
 ) -> dict[str, Any]:  # crs, transform and tie_points of a Raster
-    """Take the place from the first image that has one; an angle beside the others may state none."""
-    found = []
-    for image in images:
-        found.append(grid_reference(data, image))
-        if {"crs", "tie_points"} & set(found[-1]):
-            return found[-1]
-    return next((place for place in found if "transform" in place), found[0] if found else {})
+    """Take the place that all images share; an angle beside the others may state none."""
+    how = lambda image: (
+        image.dims[-2:],
+        *sorted(map(str, image.coords)),
+        str(image.encoding.get("grid_mapping") or image.attrs.get("grid_mapping")),
+    )
+    each = {how(image): (str(image.name), grid_reference(data, image)) for image in reversed(images)}
+    found = list(each.values())[::-1]
+    placed = [(name, place) for name, place in found if {"crs", "tie_points"} & set(place)]
+    for name, place in placed[1:]:
+        if not _on_one_grid(place, placed[0][1]):
+            raise ValueError(
+                f"{path}: variables {placed[0][0]!r} and {name!r} state different places, and a scene has one; open them one by one, as with variables={{{name!r}: {name!r}}}"
+            )
+    if placed:
+        return placed[0][1]
+    return next((place for _, place in found if "transform" in place), found[0][1] if found else {})
 
 
 def read_data(
@@ -555,7 +577,8 @@ def read_data(
                 f"{path} has no variable {missing}; it holds {sorted(images)}. Name one of those in variables="
             )
         chosen = variables or {n: channel for n, channel in stated.items() if channel}
-        place = _place(data, [images[name] for name in chosen])
+        wanted = [n for n, channel in chosen.items() if channel and channel.lower() in channels] or list(chosen)
+        place = _place(path, data, [images[name] for name in wanted])
         place["along"] = "season" if any("season" in images[n].dims[:-2] for n in chosen) else "time"
         place["targets"] = tuple(str(n) for n, v in data.data_vars.items() if _is_target(v))
         place["unstated"] = () if variables else tuple(n for n in every if n not in chosen)
