@@ -780,6 +780,7 @@ def test_arrays_that_once_went_wrong(tmp_path, change):
             "dates": 2,
             "named": "tag",
         },  # four bytes: GDAL's red, green, blue, alpha
+        {"dtype": "uint8", "packing": "scale", "dates": 2, "named": "silent", "mask": "internal mask"},
         {"units": "file", "beside": "angle"},  # decibels of the file, degrees of the angle
         {"crs": "2193", "said": "PROJ4"},
     ],

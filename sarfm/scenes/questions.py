@@ -288,9 +288,7 @@ def name_bands(
     """Name the bands of one file."""
     given = [name and name.lower() for name in answers["channels"] or ()]
     found = raster.bands
-    if len(given) == len(found):  # GDAL takes the last of four 8-bit bands for transparency
-        found = [replace(b, valid=None) if any(other.alpha for other in found) else b for b in found]
-    else:
+    if len(given) != len(found):  # or all are images, though GDAL takes the last of four 8-bit bands for transparency
         found = _without_alpha(found)
     names = _name(replace(raster, bands=found), channel, given, answers["bands"], questions)
     named = [replace(b, channel=n) for b, n in zip(found, names, strict=True) if n != ""]
@@ -302,7 +300,9 @@ def _without_alpha(
 ) -> list[Band]:  # those that are images, hidden where an alpha band is 0
     """Take an alpha band as the mask that it is."""
     alpha = next((b.values > 0 for b in bands if b.alpha), None)
-    return [b if alpha is None else replace(b, valid=alpha) for b in bands if not b.alpha]
+    if alpha is None:
+        return bands
+    return [replace(b, valid=alpha if b.valid is None else alpha & b.valid) for b in bands if not b.alpha]
 
 # %% ../../nbs/10_scenes/06_questions.ipynb #8ba0b56a
 def answer_for(

@@ -169,11 +169,10 @@ def _named_statement(
 # %% ../../nbs/10_scenes/03_rasters.ipynb #27487a40
 def _has_mask(
     raster: Any,  # an open rasterio dataset
-    transparent: bool,  # one of its bands is no image, but the transparency of the others
-) -> bool:  # True for a mask in the file or beside it, and for an alpha band
+) -> bool:  # True for a mask in the file or beside it; an alpha band is a band, and no mask yet
     """Tell whether pixels are hidden by more than a no-data value."""
     flags = {flag.name for flags in raster.mask_flag_enums for flag in flags}
-    return "per_dataset" in flags and (transparent or "alpha" not in flags)
+    return "per_dataset" in flags and "alpha" not in flags
 
 # %% ../../nbs/10_scenes/03_rasters.ipynb #5dee6d60
 def _lossy(
@@ -222,8 +221,7 @@ def read_raster(
             shape, lazy = raster.shape, chunks or math.prod(raster.shape) * raster.count > LAZY_ABOVE
             statements = [_band_statement(raster, i) for i in raster.indexes]
             attrs = {k: v for k, v in raster.tags().items() if k in _KEPT_TAGS}
-            place, dtypes = _georeference(raster) | {"lossy": _lossy(raster)}, raster.dtypes
-            masked = _has_mask(raster, any(said["alpha"] for said in statements))
+            place, dtypes, masked = _georeference(raster) | {"lossy": _lossy(raster)}, raster.dtypes, _has_mask(raster)
             masked_alone = [flags == [] for flags in raster.mask_flag_enums]  # bands of a VRT with a mask of their own
     except rasterio.errors.RasterioError as error:
         raise CorruptData.at(path, f"it cannot be opened as an image ({error}); fetch it again") from error
@@ -233,11 +231,11 @@ def read_raster(
             return _lazy_pixels(path, index, shape, dtypes[index - 1], chunks or 2048, mask)
         return _read_pixels(path, index, mask=mask)
 
-    valid = pixels(1, mask=True) if masked and not statements[0]["alpha"] else None
+    valid = pixels(1, mask=True) if masked else None
     bands = []
     for index, said in enumerate(statements, start=1):
         hidden = pixels(index, mask=True) if masked_alone[index - 1] else valid
-        bands.append(Band(pixels(index), valid=None if said["alpha"] else hidden, **said))
+        bands.append(Band(pixels(index), valid=hidden, **said))
     return Raster(path, bands, attrs=attrs, **place)
 
 # %% ../../nbs/10_scenes/03_rasters.ipynb #0e42d22c
