@@ -763,6 +763,14 @@ ABOVE = {"group": "coordinates above"}
         {"stands": "file", **ABOVE},
         {"axes": "images", **ABOVE},
         {"driver": "hdf5", "axes": "GeoTransform"},  # HDF5 numbers the rows and columns
+        {
+            "driver": "hdf5",
+            "crs": "4326",
+            "axes": "spatial:transform",
+            "axis_names": ("lat", "lon"),
+            "which": 1,
+            "beside": "angle",
+        },
         {"driver": "netcdf 3", "dtype": "uint16", "packing": "scale", "mask": "valid_min"},  # no unsigned numbers
     ],
     ids=str,

@@ -305,7 +305,7 @@ def grid_reference(
         return _without_coordinates(data, image, crs) if points is None else {"tie_points": points}
     if counted := all(map(_counts, axes)):
         found = _without_coordinates(data, image, crs)
-        if "transform" in found or (crs is not None and not all(map(_in_degrees, axes))):
+        if "transform" in found or crs is not None:
             return found
     units = [axis.attrs.get("units") for axis in axes]
     plain = crs is None and all(str(unit).startswith("degree") for unit in units)

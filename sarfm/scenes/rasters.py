@@ -506,7 +506,7 @@ def _saved_statement(
         place |= {"tie_points": _saved_points(data)} if "gcp_row" in data.coords else {}
     return bands, {k: v for k, v in data.attrs.items() if k not in ("sarfm_scene", "source")}, place
 
-# %% ../../nbs/10_scenes/03_rasters.ipynb #f83e02e5
+# %% ../../nbs/10_scenes/03_rasters.ipynb #f0a65c2e
 def _groups_with_images(
     path: Path,  # NetCDF or HDF5 file, or Zarr folder
 ) -> tuple[str, ...]:  # names of groups
@@ -517,16 +517,12 @@ def _groups_with_images(
             found += [name] if _all_images(data) else []
     return tuple(found)
 
-
+# %% ../../nbs/10_scenes/03_rasters.ipynb #42a1eba7
 def _on_one_grid(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Tell whether two images state one place."""
-    systems = [place.get("crs") for place in (one, other)]
+    systems, points = ([place.get(key) for place in (one, other)] for key in ("crs", "tie_points"))
     same = systems[0] == systems[1] or (None not in systems and same_crs(*systems))
-    return (
-        same
-        and one.get("transform") == other.get("transform")
-        and np.array_equal(*(place.get("tie_points", 0) for place in (one, other)))
-    )
+    return same and one.get("transform") == other.get("transform") and np.array_equal(*points)
 
 
 def _place(
@@ -534,25 +530,22 @@ def _place(
     data: xr.Dataset,  # an open file
     images: Sequence[xr.DataArray],  # of it
 ) -> dict[str, Any]:  # crs, transform and tie_points of a Raster
-    """Take the place that all images share; an angle beside the others may state none."""
-    how = lambda image: (
-        image.dims[-2:],
-        *sorted(map(str, image.coords)),
-        str(image.encoding.get("grid_mapping") or image.attrs.get("grid_mapping")),
-    )
-    each = {how(image): (str(image.name), grid_reference(data, image)) for image in reversed(images)}
-    found = list(each.values())[::-1]
-    placed = [(name, place) for name, place in found if {"crs", "tie_points"} & set(place)]
-    for name, place in placed[1:]:
-        if not _on_one_grid(place, placed[0][1]):
+    """Take the place that images state; one that names no system, as an angle beside the others, has theirs."""
+    mapping = lambda image: str(image.encoding.get("grid_mapping") or image.attrs.get("grid_mapping") or "")
+    like = {(image.dims[-2:], *sorted(map(str, image.coords)), mapping(image)): image for image in reversed(images)}
+    found = [(str(image.name), mapping(image), grid_reference(data, image)) for image in reversed(like.values())]
+    placed = [each for each in found if {"crs", "tie_points"} & set(each[2])]
+    first, *others = [each for each in placed if each[1]] or placed[:1] or [("", "", {})]
+    for name, _, place in others:
+        if not _on_one_grid(place, first[2]):
             raise ValueError(
-                f"{path}: variables {placed[0][0]!r} and {name!r} state different places, and a scene has one; open them one by one, as with variables={{{name!r}: {name!r}}}"
+                f"{path}: variables {first[0]!r} and {name!r} state different places, and a scene has one; "
+                f"open them one by one, as with variables={{{name!r}: {name!r}}}"
             )
-    if placed:
-        return placed[0][1]
-    return next((place for _, place in found if "transform" in place), found[0][1] if found else {})
+    unknown = next((place for _, _, place in found if "transform" in place), found[0][2] if found else {})
+    return first[2] or unknown
 
-
+# %% ../../nbs/10_scenes/03_rasters.ipynb #f83e02e5
 def read_data(
     path: str | Path,  # NetCDF file or Zarr folder
     variables: Mapping[str, str]
