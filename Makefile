@@ -36,9 +36,9 @@ demo: setup  ## pretrain, fine-tune and compare on the embedded real scene: minu
 test: setup  ## everything that must hold; ONLY="lint docs" runs the steps of these names
 	@$(BIN)/python tests/steps.py $(ONLY)
 
-soak: setup  ## the fault matrix in its long form: hundreds of kills, thousands of damaged files; about a quarter of an hour
+soak: setup  ## the fault matrix in its long form: hundreds of kills, thousands of damaged files, and what takes minutes
 	@PATH="$(CURDIR)/$(BIN):$$PATH" SARFM_SOAK=1 MPLBACKEND=agg OMP_NUM_THREADS=1 \
-	    $(BIN)/pytest -n 2 --dist worksteal -rs --durations 20 -m row tests
+	    $(BIN)/pytest -n 2 --dist worksteal -rs --durations 20 -m "row or soak" tests
 
 lab: setup  ## JupyterLab with the notebooks
 	@$(BIN)/jupyter lab --notebook-dir nbs

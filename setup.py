@@ -49,7 +49,7 @@ setup(
             for name in carried
         },
         lib: ["py.typed"],
-        f"{lib}.viz": ["*.json.gz", "*.html", "*.txt", "leaflet/*"],
+        f"{lib}.viz": ["*.json.gz", "*.html", "*.css", "*.js", "*.txt", "leaflet/*"],
     },
     python_requires=f">={cfg['min_python']}",
     install_requires=shlex.split(cfg["requirements"]),

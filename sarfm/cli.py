@@ -31,7 +31,7 @@ def command_line() -> argparse.ArgumentParser:  # every command with its options
     run = commands.add_parser("run", help="execute a run notebook into a folder", description=RUN_HELP)
     run.add_argument(
         "notebook",
-        help="pretrain, finetune, evaluate, predict, report, or the path of a notebook of your own",
+        help="pretrain, finetune, evaluate, predict, embed, report, or the path of a notebook of your own",
     )
     run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
     run.add_argument(

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -24,6 +25,8 @@ import xarray as xr
 import zarr
 from predictors import one_target
 from test_mae_reference import pair, reference
+from test_mixmae import plain_loss
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from sarfm.evaluation.counting import count_piece
@@ -33,13 +36,16 @@ from sarfm.evaluation.tallies import Tallies
 from sarfm.evaluation.tiles import tile_starts
 from sarfm.ice.charts import chart_targets
 from sarfm.io.files import write_json
+from sarfm.models.checkpointing import KeptBytes, set_checkpointing
 from sarfm.models.kinds import build_encoder
 from sarfm.models.mae import MAE
 from sarfm.models.masking import hide_highest
+from sarfm.models.mixmae import MixMAE
 from sarfm.patches.contract import InputContract
 from sarfm.patches.prepare import write_store
 from sarfm.scenes.channels import Target
 from sarfm.scenes.open import make_scene
+from sarfm.tasks.predictor import Predictor
 from sarfm.tasks.tasks import Classes, task_for
 
 TRIES = 5
@@ -82,24 +88,29 @@ def per_item(found: dict[str, float], items: int, scale: float = 1e3) -> dict[st
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-def training_steps(channels: int, precision: torch.dtype) -> tuple[Callable[[], object], Callable[[], object]]:
+def training_steps(
+    channels: int, precision: torch.dtype, size: int = 224, images: int = 8, decoder: tuple[int, int, int] = (512, 8, 16),
+    norm_pix: bool = True,
+) -> tuple[Callable[[], float], Callable[[], float]]:  # fmt: skip
     """Give one step, forward and backward, of our and of the published ViT-B/16 with the same weights and noise."""
-    theirs, ours, _ = pair(channels, True, 224, 16, dict(width=768, depth=12, heads=12), (512, 8, 16))
-    image, noise = torch.randn(8, channels, 224, 224), torch.rand(8, 196)
+    theirs, ours, _ = pair(channels, norm_pix, size, 16, dict(width=768, depth=12, heads=12), decoder)
+    image, noise = torch.randn(images, channels, size, size), torch.rand(images, (size // 16) ** 2)
     batch = {"image": image, "hidden": hide_highest(noise, 0.75)}
     autocast = lambda: torch.autocast("cpu", precision, enabled=precision is not torch.float32)
 
-    def step_ours() -> None:
+    def step_ours() -> float:
         ours.zero_grad()
         with autocast():
             loss, _ = ours.loss(batch)
         loss.backward()
+        return loss.item()
 
-    def step_theirs() -> None:
+    def step_theirs() -> float:
         theirs.zero_grad()
         with autocast():
             loss = theirs(image, noise=noise).loss
         loss.backward()
+        return loss.item()
 
     return step_ours, step_theirs
 
@@ -110,6 +121,129 @@ def mae_steps() -> Iterator[dict]:
         for channels in CHANNELS:
             found = per_item(timed(*training_steps(channels, precision), rounds=5), 8)
             yield row(f"mae_step_{name}_c{channels}", "CPU ms per image", **found, faster=True)
+
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SEASONS = dict(channels=12, size=448, images=2, decoder=(512, 1, 16), norm_pix=False)  # Allen et al. 2023
+
+
+def seasonal_steps() -> Iterator[dict]:
+    """A training step on twelve channels: ViT-B/16, 448 px, a decoder of one layer, batches of 2; time and memory."""
+    for name, precision in PRECISIONS.items():
+        ours, theirs = training_steps(precision=precision, **SEASONS)
+        losses, allowed = (ours(), theirs()), 1e-5 if name == "fp32" else 1e-2
+        if abs(losses[0] - losses[1]) > allowed * losses[1]:
+            raise RuntimeError(f"the losses differ in {name}: {losses[0]} and transformers' {losses[1]}")
+        found = per_item(timed(ours, theirs, rounds=5), SEASONS["images"])
+        yield row(f"mae_step_{name}_448_c12", "CPU ms per image", **found, faster=True)
+        yield row(f"mae_kept_mb_{name}_448_c12", "MB kept for the backward pass", *kept_by_steps(precision))
+
+
+def kept_by_steps(precision: torch.dtype) -> list[float]:
+    """Count what a step of ours and of transformers' keeps for its backward pass, in MB: weights are the same."""
+    theirs, ours, _ = pair(12, False, 448, 16, dict(width=768, depth=12, heads=12), SEASONS["decoder"])
+    image, noise, found = torch.randn(2, 12, 448, 448), torch.rand(2, 784), []
+    batch = {"image": image, "hidden": hide_highest(noise, 0.75)}
+    for model, step in ((ours, lambda: ours.loss(batch)[0]), (theirs, lambda: theirs(image, noise=noise).loss)):
+        with torch.autocast("cpu", precision, enabled=precision is not torch.float32), KeptBytes(model) as kept:
+            step()
+        found.append(kept.total / 1e6)
+    return found
+
+
+PRODUCTS = ("_linear_pointwise", "aten::bmm", "aten::mm", "aten::addmm", "flash_attention")  # of matrices, as named
+
+
+def product_share(step: Callable[[], object], times: int = 5) -> float:
+    """Measure which part of a step's time on the CPU goes into products of matrices, by PyTorch's own profiler."""
+    shares = []
+    for _ in range(times):
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            step()
+        events = [(e.key, e.self_cpu_time_total) for e in found.key_averages()]
+        products = sum(spent for name, spent in events if any(product in name for product in PRODUCTS))
+        shares.append(products / sum(spent for _, spent in events))
+    return median(shares)
+
+
+def mixmae_steps(images: int = 8) -> Iterator[dict]:
+    """A training step of MixMAE-Base on two channels of 128 px, over the method as it is written down, on the same layers."""
+    torch.manual_seed(0)
+    model = MixMAE(build_encoder("mixmim-base", 2, 4))
+    image = torch.randn(images, 2, 128, 128)
+    drawn = model.draw({"image": image}, torch.Generator().manual_seed(0))
+    losses = {"ours": lambda: model.loss(drawn)[0], "plain": lambda: plain_loss(model, image, drawn["hidden"])}
+
+    def step(whose: str) -> float:
+        model.zero_grad()
+        loss = losses[whose]()
+        loss.backward()
+        return loss.item()
+
+    ours, plain = partial(step, "ours"), partial(step, "plain")
+    if abs(ours() - plain()) > 1e-5 * plain():
+        raise RuntimeError(f"the losses differ: {ours()} and {plain()} of the plain formulation")
+    found = per_item(timed(ours, plain, rounds=7), images)
+    yield row("mixmae_step_fp32_128_c2", "CPU ms per image", **found, faster=True)
+    share = product_share(ours)
+    print(f"mixmae_step_fp32_128_c2: {share:.1%} of the step in products of matrices; 84 % is promised")
+    yield row("mixmae_product_share", "of the step, of 0.84", share, 0.84)
+
+
+def checkpointed_step(model, batch: dict, precision: torch.dtype, kept: dict[bool, float], again: bool) -> None:
+    """Make a step, and note how many MB it keeps for the backward pass."""
+    model.zero_grad()
+    set_checkpointing(model, again)
+    with torch.autocast("cpu", precision, enabled=precision is not torch.float32), KeptBytes(model) as held:
+        loss, _ = model.loss(batch)
+    loss.backward()
+    kept[again] = held.total / 1e6
+
+
+def checkpointing() -> Iterator[dict]:
+    """A step that computes its layers again in the backward pass over a plain one: bytes kept, and CPU time."""
+    torch.manual_seed(0)
+    grid = {"positions": "learned", "grid": (28, 28)}
+    body = lambda: build_encoder("vit-base", 12, 16, **grid)
+    land = {"land": Classes(Target("land", classes={k: f"class {k}" for k in range(11)}))}
+    generator, image = torch.Generator().manual_seed(0), torch.randn(2, 12, 448, 448)
+    learners = {
+        "mae": (lambda: MAE(body(), 512, 1, 16, mask_ratio=0.751), {"image": image}),
+        "setr": (lambda: Predictor(body(), land, "setr-pup-half"),
+                 {"image": image, "target_land": torch.randint(0, 11, (2, 448, 448))}),
+    }  # fmt: skip
+    for name, (make, items) in learners.items():
+        for precision_name, precision in PRECISIONS.items():
+            model, kept = make(), {}
+            step = partial(checkpointed_step, model, model.draw(items, generator), precision, kept)
+            found = per_item(timed(partial(step, True), partial(step, False), rounds=3), 2)
+            yield row(f"checkpointing_mb_{name}_{precision_name}", "MB kept per image", kept[True] / 2, kept[False] / 2)
+            yield row(f"checkpointing_time_{name}_{precision_name}", "CPU ms per image", **found)
+
+
+def checkpointing_peak() -> Iterator[dict]:
+    """Peak memory of one step that computes its layers again, over a plain one, each in a process of its own."""
+    if not Path("/proc/self/clear_refs").exists():
+        return print("checkpointing_peak: measured on Linux only")
+    for name in ("mae", "mixmae"):
+        grown = [measured(f"step_peak({name!r}, {again})") for again in (True, False)]
+        yield row(f"checkpointing_peak_mb_{name}", "MB over the model", *grown)
+
+
+def step_peak(name: str, again: bool) -> None:
+    """Print the memory before a step and the most during it, in MB, as Linux counts them."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    if name == "mae":
+        model, image = MAE(build_encoder("vit-base", 12, 16), 512, 1, 16), torch.randn(2, 12, 448, 448)
+    else:
+        model, image = MixMAE(build_encoder("mixmim-base", 2, 4)), torch.randn(16, 2, 128, 128)
+    set_checkpointing(model, again)
+    batch = model.draw({"image": image}, torch.Generator().manual_seed(0))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    model.loss(batch)[0].backward()
+    print(before, resident("VmHWM"))
 
 
 def mae_flops() -> Iterator[dict]:
@@ -356,7 +490,8 @@ def imports() -> Iterator[dict]:
 
 
 PARTS: list[Callable[[], Iterator[dict]]] = [
-    imports, mae_flops, crops, memory, prediction, sliding_window, ice_score, mae_steps
+    imports, mae_flops, crops, memory, prediction, sliding_window, ice_score, mae_steps, seasonal_steps, mixmae_steps,
+    checkpointing, checkpointing_peak,
 ]  # fmt: skip
 
 

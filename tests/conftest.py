@@ -31,6 +31,13 @@ ROWS = {  # number: hazard, cases of the quick form, cases of the long form
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave what takes minutes to the long form."""
+    for item in items:
+        if "soak" in item.keywords and not SOAK:
+            item.add_marker(pytest.mark.skip(reason="takes minutes: make soak"))
+
+
 class Row:
     """Count the cases that a test runs for one row of the matrix."""
 

@@ -25,3 +25,12 @@ def until(happened: Callable[[], object], process: subprocess.Popen | None = Non
 def allowed(seconds: float) -> float:
     """Stretch a limit that is promised of a machine with nothing else to do by how busy this one is."""
     return seconds * max(1.0, 2 * os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def fresh_locks() -> None:
+    """Call first in a forked child: the lock of progress bars may have been held by another thread when it forked."""
+    import threading
+
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,9 +110,13 @@ def notebooks(folder: Path) -> None:
 
 def wheel(folder: Path) -> None:
     """The wheel installs into an empty environment, carries its data and passes tests away from the checkout."""
+    shutil.rmtree(root / "build", ignore_errors=True)  # what an earlier build left would go in
     call("uv", "build", "--quiet", "--wheel", "--out-dir", folder / "dist", root)
     call("uv", "venv", "--quiet", "--python", sys.executable, folder / "venv")
     python, (built,) = folder / "venv/bin/python", (folder / "dist").glob("*.whl")
+    kept = [p.relative_to(root).as_posix() for p in (root / "sarfm").rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    if left := sorted(set(kept) - set(zipfile.ZipFile(built).namelist())):
+        raise SystemExit(f"not in the wheel: {', '.join(left)}; add them to package_data of setup.py")
     call("uv", "pip", "install", "--quiet", "--python", python, built, "pytest", "hypothesis")
     away = folder / "away"
     away.mkdir()

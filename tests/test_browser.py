@@ -423,8 +423,12 @@ def test_ice_chart_map_in_jupyterlab(page, lab, lon, lat):
     keep(page, f"{name}_sic")
 
     box = chart.bounding_box()
-    page.mouse.move(box["x"] + box["width"] * 0.45, box["y"] + box["height"] * 0.45, steps=3)
-    page.wait_for_function("/SIC predicted\\s+\\d+ percent/.test(document.body.innerText)")
+    middle = page.locator("td:text-is('place') + td").inner_text()
+    page.mouse.move(box["x"] + box["width"] * 0.45, box["y"] + box["height"] * 0.45)
+    page.wait_for_function(
+        "old => { const words = document.body.innerText; return /SIC predicted\\s+\\d+ percent/.test(words) && !words.includes(old); }",
+        arg=middle,
+    )
     numbers = page.locator(".jp-OutputArea").last.inner_text()
     assert "dB" in numbers and "incidence angle" in numbers and f"{lat:.1f}"[:2] in numbers
 
@@ -445,3 +449,124 @@ def test_ice_chart_map_in_jupyterlab(page, lab, lon, lat):
     swipe = page.locator(".leaflet-sbs-range, .leaflet-sbs-divider").first
     assert swipe.count() == 1
     assert not [url for url in page.refused if "127.0.0.1" not in url], page.refused
+
+
+def test_the_map_of_a_split_shows_its_tiles(page, tmp_path):
+    """Parts are switched off, the tile under the mouse says its name, and no host is asked for anything."""
+    import pandas as pd
+
+    from sarfm.patches.splits import band_borders, band_points, split_by_bands
+    from sarfm.viz.parts import export_parts
+
+    lon, lat = (v.ravel() for v in np.meshgrid(np.arange(109, 119, 0.2), np.arange(-4, 7, 0.2)))
+    tiles = pd.DataFrame({"west": lon, "south": lat, "east": lon + 0.2, "north": lat + 0.2})
+    tiles["place"] = [f"tile {k}" for k in range(len(tiles))]
+    parts = split_by_bands(tiles, 20, 0.9)
+    file = export_parts(tiles, parts, tmp_path / "parts.html", band_borders(band_points(tiles), 20, 0.9))
+    page.goto(file.as_uri())
+    box = page.locator("#map").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+    page.wait_for_function("document.getElementById('tile').innerText.includes('tile ')")
+    number = int(page.locator("#tile").inner_text().split("patch")[1].split()[0])
+    assert (
+        f"tile {number}" in page.locator("#tile").inner_text() and parts[number] in page.locator("#tile").inner_text()
+    )
+    before = page.locator("#map").screenshot()
+    page.locator("#part-0").uncheck()
+    page.wait_for_timeout(500)
+    assert page.locator("#map").screenshot() != before
+    assert "nothing shared" in page.locator("#leaks").inner_text()
+    assert not page.refused and not page.errors
+
+
+def test_the_page_of_predictions_shows_two_models_and_their_errors(page, tmp_path):
+    """Sides, season and opacity are chosen; hostile names stay words; no host is asked for anything."""
+    from sarfm.datasets.catalog import open_dataset
+    from sarfm.viz.prediction_page import export_predictions
+
+    tile = next(s for s in open_dataset("land_simulated").values() if s.attrs["region"] == "europe")
+    hostile = "</script><img src=x onerror=window.pwned=1>"
+    guesses = {"near": tile[["land_cover"]].roll(x=2), hostile: tile[["land_cover"]].roll(x=12)}
+    file = export_predictions(tile, guesses, tmp_path / "page.html", note="rolled")
+    page.goto(file.as_uri())
+    page.wait_for_selector("#scores tr:nth-child(3)")
+    right = (guesses["near"]["land_cover"].values == tile["land_cover"].values).mean()
+    assert f"{100 * right:.1f} %" in page.locator("#scores").inner_text()
+    assert hostile in page.locator("#scores").inner_text() and page.evaluate("window.pwned") is None
+    first = settled(page.locator("#map"))
+    page.locator("#left").select_option(label="near: wrong")
+    page.locator("#right").select_option(label="truth")
+    second = settled(page.locator("#map"), different_from=first)
+    page.locator("#left").select_option(label="radar")
+    page.locator("#right").select_option(label="radar")
+    radar = settled(page.locator("#map"), different_from=second)
+    page.locator("#date").fill("2")
+    assert page.locator("#date-name").inner_text() == "summer"
+    settled(page.locator("#map"), different_from=radar)
+    assert not page.refused and not page.errors
+
+
+def test_the_page_of_attention_answers_for_every_patch(page, tmp_path):
+    """A click asks for a patch; shares, cosines and colours are those of the encoder; no host is asked for anything."""
+    import base64
+
+    import torch
+    from PIL import Image
+
+    from sarfm.evaluation.attention import SceneAttention, patches_seen, top_mass
+    from sarfm.viz.attention import attention_picture
+    from sarfm.viz.attention_map import AttentionPictures
+    from sarfm.viz.attention_page import export_attention
+
+    made = {}
+    exec(compile(MODEL, "model", "exec"), made)
+    scene = made["scene"].isel(y=slice(40, 130), x=slice(180, 300)).copy(deep=True)
+    scene["vv"][..., :16, :16] = np.nan  # a hole, and sides that no patch divides
+    look = SceneAttention(made["model"].encoder, made["contract"], scene)
+    pictures = AttentionPictures(look, side_px=800)
+    hostile = "<img src=x onerror=window.pwned=1>"
+    page.goto(export_attention(look, tmp_path / "page.html", heads=[1, 0], note=hostile).as_uri())
+    page.wait_for_selector("#alike tr:nth-child(9)")
+    row, column = pictures.first_patch()
+    assert page.inner_text("#patch-hint").startswith(f"Patch at row {8 * row}, column {8 * column}, 8 × 8 px")
+    first = settled(page.locator("#stage"))
+
+    nodes, box = pictures.nodes(), page.locator("#map").bounding_box()
+
+    def click(r, c):
+        x, y = nodes[r : r + 2, c : c + 2].mean((0, 1))
+        at = page.evaluate("([x, y]) => map.latLngToContainerPoint(L.latLng(y, x))", [float(x), float(y)])
+        page.mouse.click(box["x"] + at["x"], box["y"] + at["y"])
+
+    click(6, 3)
+    assert page.inner_text("#patch-hint").startswith("Patch at row 48, column 24")
+    second = settled(page.locator("#stage"), first)
+    keep(page, "page_attention")
+    cells = [line.split("\t") for line in page.inner_text("#alike").splitlines()[1:]]
+    cosines = look.alike((6, 3))
+    for (where, cosine), (_, _, best) in zip(cells, pictures.most_alike((6, 3)), strict=True):
+        place = tuple(int(word) // 8 for word in where.replace(",", "").split()[1::2])
+        assert abs(float(cosine) - cosines[place]) < 0.015 and abs(float(cosine) - best) < 0.015
+
+    shares = pictures.shares((6, 3))
+    seen = float(page.inner_text("#numbers").split("\t")[1].split(" of ")[0])
+    assert abs(seen - float(patches_seen(torch.from_numpy(shares)))) < 2
+    url = page.evaluate("made['attention']")
+    painted = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGBA")).astype(int)
+    wanted = 255 * pictures.grid.warp(attention_picture(look, shares), fill=0.0)
+    assert painted.shape == wanted.shape and (painted[..., 3] == wanted[..., 3]).all()
+    assert np.median(np.abs(painted - wanted)[wanted[..., 3] > 0]) < 8
+
+    page.locator("#mass").fill("0.5")
+    kept = int(top_mass(torch.from_numpy(shares), 0.5).sum())
+    assert abs(int(page.inner_text("#numbers").rpartition("\t")[2].split()[0]) - kept) <= 2
+    third = settled(page.locator("#stage"), second)
+    page.select_option("#query", label="the class token")
+    page.select_option("#head", label="head 1")
+    classed = page.evaluate("shares()")
+    assert np.allclose(classed, pictures.shares("class", 1)[look.present], atol=pictures.shares("class", 1).max() / 400)
+    settled(page.locator("#stage"), third)
+    click(0, 0)  # nothing was observed there
+    assert page.inner_text("#patch-hint").startswith("Patch at row 48, column 24")
+    assert hostile in page.inner_text("#note") and page.evaluate("window.pwned") is None
+    assert not page.refused and not page.errors

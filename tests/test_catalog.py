@@ -16,6 +16,7 @@ import rioxarray  # noqa: F401 (the accessor .rio)
 import yaml
 from PIL import Image
 
+from sarfm.datasets import catalog
 from sarfm.datasets.catalog import Scenes, check, entry_files, fetch, list_table, open_dataset, show_entry
 from sarfm.datasets.entries import catalog_names, data_folder, entry_folder, entry_schema, load_entry
 from sarfm.evaluation.unseen import scoreable
@@ -801,3 +802,33 @@ def test_pixels_and_labels_are_those_of_the_files(shared):
             grey = read(when).astype("f4")
             np.testing.assert_array_equal(scene.vv[number], np.where(grey == 255, np.nan, grey))
         np.testing.assert_array_equal(scene.flood, read("mask") == 255)
+
+
+def test_simulated_files_are_never_written_over_files_of_others(tmp_path):
+    folder = tmp_path / "SEN12FLOOD"
+    (folder / "0000").mkdir(parents=True)
+    (folder / "S1list.json").write_text("{}")
+    (folder / "0000/S2_2018-12-10_B04.tif").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="nothing was written"):
+        open_dataset("flood_simulated", folder)
+    assert sorted(p.name for p in folder.rglob("*")) == ["0000", "S1list.json", "S2_2018-12-10_B04.tif"]
+    assert (folder / "0000/S2_2018-12-10_B04.tif").read_bytes() == b"mine"
+
+
+def test_a_simulation_that_was_stopped_begins_anew(tmp_path, monkeypatch):
+    said = yaml.safe_load((carried("data_catalogs") / "flood_simulated.yaml").read_text())
+    said["simulate"] = {"with": "flood", "sequences": 2, "images": 2, "size_px": 64, "seed": 0}
+    (tmp_path / "flood_simulated.yaml").write_text(yaml.safe_dump(said))
+    entry, folder = load_entry(tmp_path / "flood_simulated.yaml"), tmp_path / "files"
+
+    def stopped(entry, folder, progress):
+        (folder / "SEN12FLOOD").mkdir()
+        (folder / "SEN12FLOOD/S1list.json").write_text("half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "_simulate", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            catalog.make_files(entry, folder, progress=False)
+    catalog.make_files(entry, folder, progress=False)
+    assert read_json(folder / "SEN12FLOOD/S1list.json") and not (folder / ".simulating").exists()

@@ -1,7 +1,6 @@
 """A sweep on a real Slurm: arrays, stages that wait, a run that is preempted and continues, a failed run and its dependents."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from sarfm.runs.cluster import in_queue, run_on_slurm
 from sarfm.runs.folders import read_run
 from sarfm.runs.sweeps import read_sweep, run_sweep
 
-SOAK = os.environ.get("SARFM_SOAK") == "1"  # the long form: `make soak`
 PARAMETERS = """out: str = "runs/toy"  # folder of the run
 kind: str = "quick"  # what happens, one of quick | slow | broken
 start: str = ""  # folder of an earlier run"""
@@ -120,6 +118,7 @@ def test_a_sweep_on_slurm(cluster, sweep, tmp_path):
     assert begun.wait(PATIENCE_S) == 130 and "scancel" in begun.stderr.read()
     assert jobs["start/kind=slow"] in in_queue(jobs.values())
 
+    until(lambda: jobs["start/kind=broken"] not in in_queue(jobs.values()))
     preempted = jobs["start/kind=slow"]
     slurm.say("scancel", "--signal=TERM", preempted)
     slurm.say("scancel", "--signal=USR2", preempted)
@@ -129,13 +128,13 @@ def test_a_sweep_on_slurm(cluster, sweep, tmp_path):
     )  # by itself Slurm waits two minutes; a node refuses a job in the second of its end
 
     table = run_on_slurm(sweep, out, progress=False, every_s=0.2)
-    assert json.loads((out / ".slurm/jobs.json").read_text()) == jobs, "what is in the queue isn't submitted again"
+    later = json.loads((out / ".slurm/jobs.json").read_text())
+    assert {name for name in jobs if later[name] != jobs[name]} == {"start/kind=broken"}, (
+        "only what ended is tried again"
+    )
     assert list(table["status"]) == ["done", "not started"]
     assert list(table["reason"]) == ["", "needs start/kind=broken, failed"]
     assert len(set(pids(slow))) == 2 and read_run(slow)["metrics"] == {"attempts": 2, "threads": 1}
     assert pd.read_parquet(out / "table.parquet").equals(table)
     assert "a cell that fails" in (broken / "run.log").read_text()
-    if not SOAK:
-        return
-    again = run_on_slurm(sweep, out, progress=False, every_s=0.2)  # the failed run is tried again, and fails again
-    assert list(again["status"]) == ["done", "not started"] and len(pids(broken)) == 2 and len(pids(slow)) == 2
+    assert len(set(pids(broken))) == 2

@@ -176,12 +176,15 @@ def test_types_and_names_link_to_where_they_are_documented(browser, address):
 
 
 def stored_widgets() -> list[str]:
-    """Find the pages whose notebooks store a widget's state."""
-    return [
-        str(p.relative_to(root / "nbs").with_suffix(".html"))
-        for p in NOTEBOOKS
-        if "widgets" in json.loads(p.read_text())["metadata"]
-    ]
+    """Find the pages that show a widget from the state that their notebooks store."""
+    return [str(p.relative_to(root / "nbs").with_suffix(".html")) for p in NOTEBOOKS if WIDGET in p.read_text()]
+
+
+@pytest.mark.parametrize("path", sorted((root / "nbs").rglob("*.ipynb")), ids=lambda p: p.stem)
+def test_state_of_widgets_is_stored_where_one_is_shown(path):
+    notebook = json.loads(path.read_text())
+    shown = [out["data"] for cell in notebook["cells"] for out in cell.get("outputs", ()) if "data" in out]
+    assert ("widgets" in notebook["metadata"]) == any(WIDGET in data for data in shown)
 
 
 @pytest.mark.browser

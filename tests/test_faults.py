@@ -34,7 +34,7 @@ import xarray as xr
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from patience import PATIENCE_S, allowed, until
+from patience import PATIENCE_S, allowed, fresh_locks, until
 from readers import read_crops
 from test_browser import PAYLOADS
 from test_catalog import CONTENT, Server, get, written
@@ -74,6 +74,7 @@ def in_child(function, *arguments, seconds=10):
     receive, send = multiprocessing.Pipe(duplex=False)
 
     def call():
+        fresh_locks()
         try:
             send.send(("returned", function(*arguments)))
         except BaseException as error:
@@ -1051,6 +1052,7 @@ def test_row_16_workers_draw_no_crop_twice(tmp_path, row):
 
 def write_one(path, seed, begin, queue):
     """Write a store as soon as the others are ready; say how it went."""
+    fresh_locks()
     begin.wait()
     try:
         write_store({"a": a_scene(seed=seed)}, path, size=64, stride=32, progress=False, shard_mb=0.2)

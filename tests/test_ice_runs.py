@@ -123,7 +123,7 @@ def test_pretraining_and_fine_tuning_share_no_scene(tmp_path):
     assert not (set(lists["train_100"]) | set(lists["val"])) & set(lists["test"])
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith(("system1_", "system5_"))])
 def test_presets_are_sound(name):
     notebook = name.partition("_")[2]
     assert check_parameters(notebook, read_preset(name, notebook))["data"]["dataset"] == "ai4arctic_raw"

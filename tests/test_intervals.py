@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from sarfm.evaluation.intervals import (
+    batch_means,
     by_seed,
     difference,
     difference_table,
@@ -197,3 +198,37 @@ def test_half_a_billion_pixels_lose_none():
     for _ in range(20):
         tallies.add("all", "label", [25_000_001, 24_999_999], 50_000_000)
     assert tallies.table()["sums"][0].tolist() == [500_000_020, 499_999_980] and tallies.table()["n"][0] == 10**9
+
+
+# means over batches
+
+
+def test_means_over_batches_are_those_of_a_loop_over_batches():
+    rng, tallies = np.random.default_rng(0), Tallies("run", 3)
+    matrices = rng.integers(0, 40, (21, 2, 2))
+    matrices[:4, 1] = 0  # the first batch has no flooded pixel
+    for k, matrix in enumerate(matrices):
+        tallies.add(f"s{k % 3}/{k:08d}", "label", matrix, matrix.sum())
+    table = tallies.table().assign(contestant="net", fraction=0.1)
+    found = batch_means(table, TASKS, batch=4).set_index("score")
+    batches = [matrices[k : k + 4] for k in range(0, 21, 4)]
+    scores = [class_scores(batch.sum(0)) for batch in batches]
+    sizes = [len(batch) for batch in batches]
+    assert sizes == [4] * 5 + [1] and (found["batches"] == 6).all() and (found["batch"] == 4).all()
+    assert found.loc["mean_iou", "value"] == pytest.approx(np.average([s["mean_iou"] for s in scores], weights=sizes))
+    pooled = class_scores(matrices.sum(0))["mean_iou"]
+    assert abs(found.loc["mean_iou", "value"] - pooled) > 1e-3
+    recall = [s["recall"][1] for s in scores]
+    assert np.isnan(recall[0])  # a batch without the class has no recall of it, and isn't counted
+    assert found.loc["recall_flooded", "value"] == pytest.approx(np.average(recall[1:], weights=sizes[1:]))
+    assert found.loc["mean_iou", ["contestant", "fraction", "seed", "target"]].tolist() == ["net", 0.1, 3, "label"]
+    whole = batch_means(table, TASKS, batch=100).set_index("score")
+    assert whole.loc["mean_iou", "value"] == pytest.approx(pooled)
+
+
+def test_means_over_batches_of_what_was_counted_as_a_whole_are_refused():
+    table = counted()[1].assign(contestant="net", fraction=1.0)
+    with pytest.raises(ValueError, match="'s00' was counted as a whole.*scoring.unit=patch"):
+        batch_means(table, TASKS, 8)
+    with pytest.raises(ValueError, match="at least 1 patch; got 0"):
+        batch_means(table, TASKS, 0)

@@ -57,6 +57,19 @@ def test_items_are_functions_of_seed_and_number(store, contract):
     assert len({first[k]["image"].numpy().tobytes() for k in range(500)}) >= 497  # 500 of 260,000 windows
 
 
+@pytest.mark.parametrize("area", [(), (0.2, 1.0)])
+def test_crops_are_turned_or_lie_as_they_are_in_the_same_places(store, contract, area):
+    rows = np.arange(len(store))
+    turned, plain = (
+        CropDataset(store, rows, contract, Crops(48, area, symmetries=how), ["cover"], seed=7) for how in (True, False)
+    )
+    windows = [(turned._window(k), plain._window(k)) for k in range(40)]
+    assert all(a[:5] == b[:5] and b.symmetry == 0 for a, b in windows) and len({a.symmetry for a, _ in windows}) == 8
+    for k, (window, _) in enumerate(windows[:10]):
+        expected = augment_square(plain[k]["image"].numpy(), window.symmetry)
+        assert np.array_equal(turned[k]["image"].numpy(), expected)
+
+
 def test_the_seed_draws_the_windows_too(store, contract):
     one, two = (CropDataset(store, [50], contract, Crops(24), seed=s) for s in (1, 2))
     assert not any(same(one[k], two[k]) for k in range(10))

@@ -761,6 +761,7 @@ ABOVE = {"group": "coordinates above"}
         },  # the angle comes first and states no place
         {"stands": "only", "axes": "GeoTransform"},
         {"stands": "file", **ABOVE},
+        {"driver": "zarr 3", "axes": "spatial:transform", "beside": "angle", **ABOVE},  # in whichever order they come
         {"axes": "images", **ABOVE},
         {"driver": "hdf5", "axes": "GeoTransform"},  # HDF5 numbers the rows and columns
         {

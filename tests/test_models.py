@@ -347,6 +347,17 @@ def test_the_loss_is_over_hidden_valid_pixels():
     assert torch.allclose(loss, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"norm_pix": True}, {"error": "l1"}, {"missing": 255.0}])
+def test_a_batch_that_says_nothing_of_holes_has_the_loss_of_one_without_holes(options):
+    image, found = torch.randn(2, 2, 32, 48, generator=seeded()), []
+    for valid in (None, torch.ones(2, 32, 48, dtype=torch.bool)):
+        model = small_mae(**options)
+        loss, parts = model.loss(model.draw({"image": image, "valid": valid}, seeded()))
+        loss.backward()
+        found.append((loss, parts["patch_loss"], model.encoder.embed.project.weight.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_norm_pix_measures_valid_pixels_only():
     patches = torch.randn(2, 5, 96)
     mean, spread = valid_statistics(patches, torch.ones_like(patches))
@@ -497,7 +508,7 @@ def test_what_a_windowed_encoder_does_not_see_has_no_say():
 def test_a_plain_swin_layer_is_timm_s():
     from timm.models.swin_transformer import SwinTransformerBlock
 
-    from sarfm.models.windowed import WindowBlock
+    from sarfm.models.windowed import WindowBlock, window_bias
 
     for shifted in (False, True):
         torch.manual_seed(0)
@@ -505,7 +516,7 @@ def test_a_plain_swin_layer_is_timm_s():
         theirs = SwinTransformerBlock(32, (12, 16), 4, window_size=4, shift_size=2 * shifted)
         theirs.load_state_dict(ours.state_dict())
         x, everywhere = torch.randn(2, 12, 16, 32), torch.ones(2, 12, 16, dtype=torch.bool)
-        assert torch.allclose(ours(x, everywhere), theirs(x), atol=1e-5)
+        assert torch.allclose(ours(x, window_bias(everywhere, 4, ours.shift)), theirs(x), atol=1e-5)
 
 
 def test_heads_and_layer_decay_take_a_windowed_encoder():

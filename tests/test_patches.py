@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 import zarr
 from conftest import SOAK
-from patience import until
+from patience import fresh_locks, until
 
 from sarfm.io.files import CorruptData, StoreLocked
 from sarfm.patches.cut import window_starts
@@ -280,6 +280,7 @@ def test_what_is_not_a_store(tmp_path):
 
 def write_six(path):
     """Write a store of six scenes, in a child."""
+    fresh_locks()
     write_store({f"s{k}": a_scene(200, 200, seed=k) for k in range(6)}, path, **SIX)
 
 

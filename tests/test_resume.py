@@ -28,6 +28,7 @@ import torch
 from sarfm.patches.contract import InputContract
 from sarfm.patches.loading import Crops, PatchDataModule
 from sarfm.patches.prepare import open_store
+from sarfm.models.dino import DINO
 from sarfm.models.mae import MAE
 from sarfm.models.vit import Encoder
 from sarfm.train.trainer import fit
@@ -35,10 +36,19 @@ from sarfm.train.steps import Recipe, Training
 import pandas as pd
 
 
-class Slow(MAE):
+class Slow:
     def stepped(self, step, steps):
+        super().stepped(step, steps)
         print(step + 1, flush=True)
         time.sleep(self.pause)
+
+
+class SlowMAE(Slow, MAE):
+    pass
+
+
+class SlowDINO(Slow, DINO):
+    pass
 
 
 class Watched(Training):
@@ -47,7 +57,7 @@ class Watched(Training):
         return super().state(optimiser)
 
 
-def train(folder, out, precision, workers, steps, pause):
+def train(folder, out, precision, workers, steps, pause, name):
     folder, out, workers, steps = Path(folder), Path(out), int(workers), int(steps)
     out.mkdir(exist_ok=True)
     store = open_store(folder / "store.zarr")
@@ -56,9 +66,13 @@ def train(folder, out, precision, workers, steps, pause):
     data = PatchDataModule(store, split, contract, crops=Crops(32, workers=workers), batch_size=4, steps_per_epoch=8, seed=3)
     torch.manual_seed(3)
     encoder = Encoder(2, patch_size=8, width=32, depth=2, heads=2, drop_path=0.2)
-    method = Slow(encoder, decoder_width=32, decoder_depth=1, decoder_heads=2)
+    if name == "dino":
+        method = SlowDINO(encoder, 32, 16, 24, first_temperature=0.02, freeze_last=0.2)
+        method.state_scale(contract)
+    else:
+        method = SlowMAE(encoder, decoder_width=32, decoder_depth=1, decoder_heads=2)
     method.pause = float(pause)
-    recipe = Recipe(steps, 4, 2, 1e-3, 4 / steps, seed=3, ema=0.99, precision=precision)
+    recipe = Recipe(steps, batch_size=4, accumulate=2, rate=1e-3, warmup=4 / steps, seed=3, ema=0.99, precision=precision)
     task = Watched(method, recipe)
     history = fit(
         task, data, out=out, steps_per_epoch=4, device="cpu", progress=False, validation_batches=1,
@@ -127,10 +141,10 @@ def server(prepared):
         process.wait(timeout=PATIENCE_S)
 
 
-def training(server, folder, out, precision, workers, kill=None):
+def training(server, folder, out, precision, workers, kill=None, method="mae"):
     """Run a training to its end (give its exit status), or kill -9 it shortly after a step or inside a save."""
     pause = 0.005 if kill else 0
-    server.stdin.write(f"{folder} {out} {precision} {workers} {STEPS} {pause}\n")
+    server.stdin.write(f"{folder} {out} {precision} {workers} {STEPS} {pause} {method}\n")
     server.stdin.flush()
     child, killed = None, False
     for line in server.stdout:
@@ -156,19 +170,20 @@ def outcome(out: Path) -> tuple[list[str], str]:
     return (out / "losses.txt").read_text().splitlines(), digest.hexdigest()
 
 
-def kills_and_resumes(server, prepared, precision, workers, kills, row):
-    whole, pieces = prepared / f"whole-{precision}-{workers}", prepared / f"pieces-{precision}-{workers}"
-    assert training(server, prepared, whole, precision, workers) == 0, (prepared / "errors.txt").read_text()[-3000:]
+def kills_and_resumes(server, prepared, precision, workers, kills, row, method="mae"):
+    whole, pieces = (prepared / f"{what}-{method}-{precision}-{workers}" for what in ("whole", "pieces"))
+    run = lambda out, kill=None: training(server, prepared, out, precision, workers, kill, method)
+    assert run(whole) == 0, (prepared / "errors.txt").read_text()[-3000:]
     draw = random.Random(7)
     for number, step in enumerate(sorted(draw.sample(range(5, STEPS - 4), kills))):
         saving = number % 3 == 2  # a third of the kills fall into the writing of a checkpoint
         kill = (step, draw.uniform(0, 0.008 if saving else 0.04), saving)
         with row.case(f"kill at step {step}"):
-            status = training(server, prepared, pieces, precision, workers, kill)
+            status = run(pieces, kill)
             assert status == signal.SIGKILL, (prepared / "errors.txt").read_text()[-3000:]
     assert (pieces / "checkpoints" / "last.ckpt").exists()
     assert not list(pieces.rglob("*.pt"))
-    assert training(server, prepared, pieces, precision, workers) == 0, (prepared / "errors.txt").read_text()[-3000:]
+    assert run(pieces) == 0, (prepared / "errors.txt").read_text()[-3000:]
     (losses, weights), (expected_losses, expected_weights) = outcome(pieces), outcome(whole)
     assert len(losses) == STEPS
     assert losses == expected_losses
@@ -185,6 +200,14 @@ LONG = [(precision, workers, 50) for precision in ("32-true", "bf16-mixed") for 
 def test_killed_training_continues_bit_for_bit(server, prepared, precision, workers, kills, row):
     row.note(f"{kills} kills over {STEPS} steps, {precision}, {workers} workers")
     kills_and_resumes(server, prepared, precision, workers, kills, row)
+
+
+@pytest.mark.slow
+@pytest.mark.row(1)
+@pytest.mark.parametrize(("precision", "kills"), [("32-true", 4), ("bf16-mixed", 2)])
+def test_killed_self_distillation_continues_bit_for_bit(server, prepared, precision, kills, row):
+    row.note(f"{kills} kills over {STEPS} steps of DINO, {precision}")
+    kills_and_resumes(server, prepared, precision, 0, kills, row, "dino")
 
 
 def marked() -> list[int]:

@@ -283,7 +283,7 @@ def test_run_notebooks_keep_their_form(name):
     assert check_parameters(name, {n: p.default for n, p in declared.items() if p.default != {}}), "a default fails"
     assert all(len(p.comment.split()) >= 2 for p in declared.values()), "every parameter says what it is"
     assert {"out", "device" if "learn.steps" in declared else "out"} <= set(declared)
-    assert {"seed", "seeds", "learn.seed"} & set(declared) or name == "predict", "only a prediction draws nothing"
+    assert {"seed", "seeds", "learn.seed"} & set(declared) or name in ("predict", "embed"), "only what is trained draws"
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
     assert not [n for c in cells for n in ast.walk(ast.parse(c.source)) if isinstance(n, kinds)], (
         "no function definitions"
@@ -388,7 +388,7 @@ def test_the_chain_from_pretraining_to_comparison(tmp_path, monkeypatch):
     assert 0 <= read_run(tmp_path / "f")["metrics"]["cover.mean_iou"]["value"] <= 1
     given = {"pretrained": str(tmp_path / "p"), "learn.steps": 2, "contestants": ["pretrained", "scratch", "unet"]}
     run_notebook("finetune", given, tmp_path / "c", progress=False)
-    named = {"pretrained@1", "scratch@1", "unet@1", "labelled_patches", "train_list"}
+    named = {"pretrained@1", "scratch@1", "unet@1", "labelled_patches", "train_list", "train_test_m", "leaks"}
     assert set(read_run(tmp_path / "c")["metrics"]) == named
     assert not list(tmp_path.rglob("cells/*/checkpoints")) and (tmp_path / "c/models/unet/model.safetensors").is_file()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("cells/*/tallies.parquet")}
@@ -455,6 +455,17 @@ def test_slips_in_a_sweep_or_preset_are_words_with_file_and_line(toy, tmp_path, 
     assert re.search(expected, said, re.S) and "sweep.yaml" in said and "Traceback" not in said
     assert main(["run", str(toy), "--preset", str(path), "--out", str(tmp_path / "out")]) == 2
     assert "sweep.yaml" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_run_that_changed_a_parameter_in_place_continues_after_it_was_killed(tmp_path):
+    """Fine-tuning wrote the rates that it had found into its parameter, and then refused to continue."""
+    grown = "names.append('found')\nwith run.timed('search'):\n    pass"
+    path, out = write_toy(tmp_path / "grown.ipynb", then=(grown, LOOP, END)), tmp_path / "out"
+    with pytest.raises(RunFailed, match="a cell that fails"):
+        run_notebook(path, {"fail": True}, out, progress=False)
+    assert read_run(out)["parameters"]["names"] == []
+    run_notebook(path, {"fail": True}, out, progress=False)  # two steps are done, so it ends
+    assert read_run(out)["attempts"] == 2
 
 
 def test_a_run_that_never_began_does_not_block_its_folder(tmp_path):
@@ -525,7 +536,7 @@ def test_every_choice_that_a_run_offers_is_accepted(name):
                 if point := group_class(group.capitalize().replace("Data", "Cut").replace("Learn", "Recipe")):
                     point.load()(**{field: choice})
                 offered += 1
-    assert offered or name in ("predict", "report")
+    assert offered or name in ("predict", "embed", "report")
 
 
 def test_every_loss_that_finetune_offers_is_a_loss():

@@ -1,6 +1,7 @@
 """Scenes: made, opened, asked about, refused, saved."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -465,6 +466,16 @@ def test_zarr_and_netcdf_agree(tmp_path):
     assert a.drop_attrs(deep=False).identical(b.drop_attrs(deep=False)) and (a.vv.values == data.sigma0_vv.values).all()
     lazy = open_scene(tmp_path / "a.nc", chunks=4)
     assert lazy.vv.chunks == ((4, 2), (4, 3)) and lazy.compute().identical(a)
+
+
+def test_order_of_a_zarr_folder_is_not_that_of_its_disk(tmp_path, monkeypatch):
+    said = {"units": "dB", "quantity": "sigma0"}
+    data = xr.Dataset({name: (("y", "x"), image(6, 7), said) for name in ("vh", "hh", "vv", "hv")})
+    data.to_zarr(tmp_path / "a.zarr", zarr_format=3, consolidated=False)
+    listed = Path.iterdir
+    for turned in (False, True):
+        monkeypatch.setattr(Path, "iterdir", lambda folder, t=turned: iter(sorted(listed(folder), reverse=t)))
+        assert open_scene(tmp_path / "a.zarr", nodata="none").sar.polarisations == ["hh", "hv", "vv", "vh"]
 
 
 def test_covariance_is_asked_about_and_named(tmp_path):

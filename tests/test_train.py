@@ -304,7 +304,7 @@ def test_a_learner_is_told_of_every_step_and_frozen_parts_rest(tmp_path):
     [
         {"steps": 0}, {"batch_size": 0}, {"accumulate": 0}, {"rate": 0.0}, {"warmup": 1.0}, {"floor": 2.0}, {"ema": 1.0},
         {"weight_decay": -1.0}, {"betas": (0.9,)}, {"betas": (0.9, 1.0)}, {"clip_norm": -1.0}, {"layer_decay": 0.0},
-        {"convention": "other"}, {"precision": "16-mixed"}, {"seed": -1},
+        {"convention": "other"}, {"precision": "16-mixed"}, {"seed": -1}, {"epochs": -1.0},
     ],
 )  # fmt: skip
 def test_a_recipe_refuses_what_lies_outside_its_ranges(wrong):
@@ -328,6 +328,37 @@ def test_other_settings_are_not_continued(tmp_path, change, word):
     run(regression(), numbers(), tmp_path)
     with pytest.raises(ValueError, match=word):
         run(regression(**change), numbers(), tmp_path)
+
+
+def test_a_checkpoint_of_before_a_field_was_there_is_continued_at_its_default(tmp_path):
+    from sarfm.train.checkpoints import save_checkpoint
+
+    training = run(regression(), numbers(), tmp_path)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    saved = load_checkpoint(path)
+    for name in ("epochs", "decay_all"):
+        del saved["settings"][name]
+    save_checkpoint(saved, path)
+    assert run(regression(), numbers(), tmp_path).equals(training)
+    with pytest.raises(ValueError, match="decay_all: False there, True here"):
+        run(regression(decay_all=True), numbers(), tmp_path)
+
+
+def test_passes_over_the_data_become_steps_and_a_rate_may_stay_where_it_is():
+    recipe = Recipe(epochs=2.5, batch_size=8, accumulate=2, warmup=0, floor=1, rate=3e-4)
+    assert recipe.over(100).steps == 16 and recipe.over(1).steps == 1  # 250 items in steps of 16
+    assert {recipe.over(100).rate_at(step) for step in range(16)} == {3e-4}
+    assert Recipe(steps=7).over(100) == Recipe(steps=7)
+
+
+def test_everything_decays_where_that_is_asked_for():
+    model = MAE(Encoder(1, 8, 32, 2, 2), 16, 1, 2)
+    usual, everything = (
+        Recipe(weight_decay=0.01, decay_all=how).optimiser(model).param_groups for how in (False, True)
+    )
+    assert {group["weight_decay"] for group in usual} == {0.0, 0.01}
+    assert [group["weight_decay"] for group in everything] == [0.01]
+    assert len(everything[0]["params"]) == len(list(model.parameters()))
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

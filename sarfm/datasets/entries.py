@@ -141,14 +141,19 @@ class DefaultSplit(_Strict):
     """Say how a data set is split unless a run says otherwise."""
 
     by: Literal[
-        "region", "scene", "event", "block", "list"
-    ]  # parts of every scene, whole scenes, whole events, runs of ids, or published lists
+        "region", "scene", "event", "block", "bands", "list"
+    ]  # parts of every scene, whole scenes, whole events, runs of ids, bands on the Earth, or published lists
     axis: Literal["y", "x"] | None = None  # along which regions lie; None leaves it to the run
     fractions: tuple[float, float, float] | None = None  # of train, val and test; None leaves it to the run
     train_list: str | None = None  # name of the list to learn from; None leaves it to the run
+    val_list: str | None = None  # name of the list to validate on, val when None
+    test_list: str | None = None  # name of the list to test on, test when None
     lists: dict[str, list[str]] | None = None  # scenes of each list, "val" and "test" among them
     blocks: int | None = Field(None, ge=1)  # number of runs of ids
-    pattern: str | None = Field(None, pattern="^[Tvt]+$")  # part of each run of ids: T train, v val, t test
+    bands: int | None = Field(None, ge=1)  # number of bands on the Earth
+    angle: float | None = Field(None, ge=-1.5707964, le=1.5707964)  # of these bands, radians
+    buffer_m: float | None = Field(None, ge=0)  # least distance between their parts, metres
+    pattern: str | None = Field(None, pattern="^[Tvt]+$")  # part of each run of ids or band: T train, v val, t test
     description: str = ""  # what the authors hold out, and whether that can be trusted
 
     @property

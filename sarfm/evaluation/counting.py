@@ -162,6 +162,7 @@ class Scoring:
     overlap: float = 0.5  # of neighbouring tiles, in [0, 1)
     stride_px: int = 0  # from tile to tile, px, >= 0; from the overlap when 0
     draws: int = 1000  # resamples behind an interval, >= 1
+    batch: int = 0  # report means over batches of so many patches too, as some papers do, >= 0; 0: not
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
@@ -264,7 +265,8 @@ def count_held_out(
     if not whole or len(mapped) < len(model.tasks):
         _count_patches(counted, model, contract, store, rows, not whole, twins, device, batch_size)
     table = counted.table()
-    by_scene = table["scene"].str.partition("/")[0]
+    whole_names = table["scene"].isin(columns.index)  # a patch is named SCENE/NUMBER, and a scene may be EVENT/NAME
+    by_scene = table["scene"].where(whole_names, table["scene"].str.rpartition("/")[0])
     table = table.assign(group=table["group"].astype(int))
     return table.assign(
         factor=by_scene.map(columns["factor"]).to_numpy(), place=by_scene.map(columns["place"]).to_numpy()

@@ -27,7 +27,7 @@ IMAGES = (".tif", ".tiff", ".nc", ".zarr", ".png", ".jpg", ".jpeg", ".img")  # f
 
 
 def list_inputs(
-    scenes: Sequence[str],  # files, folders, FILE+FILE for the dates of one scene, or names of data sets
+    scenes: Sequence[str],  # files, folders, FILE+FILE for the dates of one scene, or data sets: names, or YAML files
     folder: str | Path | None = None,  # where the files of a data set are; below SARFM_DATA when None
     answers: Mapping[str, Any] | None = None,  # to what files leave open, as open_scene takes them
 ) -> dict[str, Callable[[], xr.Dataset]]:  # name of a scene to what opens it
@@ -35,7 +35,9 @@ def list_inputs(
     found: dict[str, Callable[[], xr.Dataset]] = {}
     for source in scenes:
         path = Path(source)
-        if "+" in source or path.is_file() or path.suffix == ".zarr":
+        if path.suffix in (".yaml", ".yml"):  # an entry of one's own
+            named = _of_dataset(source, folder)
+        elif "+" in source or path.is_file() or path.suffix == ".zarr":
             named = _of_files([source.split("+")], answers or {})
         elif path.is_dir():
             images = [p for p in sorted(path.iterdir()) if p.suffix.lower() in IMAGES and not p.name.startswith(".")]

@@ -143,7 +143,8 @@ def makes_pictures(
 ) -> bool:  # whether it has `pictures` that can be told what to hide
     """Say whether a model can be asked to fill in what is hidden."""
     pictures = getattr(model, "pictures", None)
-    return callable(pictures) and "hidden" in inspect.signature(pictures).parameters
+    shows = getattr(model, "predicts_pixels", True)  # and not gradients, say
+    return shows and callable(pictures) and "hidden" in inspect.signature(pictures).parameters
 
 # %% ../../nbs/50_evaluation/03_pictures.ipynb #2c1ea63d
 def reconstruct_scene(

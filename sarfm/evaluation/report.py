@@ -105,6 +105,8 @@ ASIDE = (
     "contestants",
     "fractions",
     "seeds",
+    "tried_rates",
+    "tuning_fraction",
     "device",
     "checkpoint_every",
     "encoder",
@@ -117,7 +119,7 @@ def pretraining_of(
     pretrained: str,  # as a run states it
 ) -> Path | None:  # the folder of its pretraining; None where nothing was pretrained
     """Find the run that a trial began with."""
-    if not pretrained:
+    if not pretrained or Path(pretrained).is_file():  # a file that somebody released has no run
         return None
     stated = Path(pretrained)
     tails = [Path(folder).joinpath(*stated.parts[k:]) for k in range(1, len(stated.parts))]
@@ -168,7 +170,7 @@ def read_trials(
     lists = [n for n in about if n.startswith("split.") or n == "pretrain.split.train_list"]  # labelled tells
     values = lambda n: about[n].dropna() if n.startswith("pretrain.") else about[n].fillna("")
     varying = [n for n in about if values(n).astype(str).nunique() > 1 and n not in lists]
-    varying += [n for n in lists if n.endswith("scales") and about[n].dropna().nunique() > 1]
+    varying += [n for n in lists if n.endswith(("scales", "test_list")) and about[n].dropna().nunique() > 1]
     about = about.astype(object).where(about.notna(), "")
     frames = [table.assign(run=name, **{n: about.loc[name, n] for n in varying}) for name, table in tables.items()]
     return pd.concat(frames, ignore_index=True), tasks, varying

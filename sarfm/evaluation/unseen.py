@@ -15,16 +15,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 
 from ..datasets.catalog import Scenes
 from ..datasets.entries import Entry, entry_folder, load_entry
 from ..datasets.files import find_scenes, scene_files, scene_path, visible_files
-from .counting import count_scene
+from .counting import count_piece, count_scene, masked_in
 from .intervals import score_table
 from .scoring import named_scores
 from .tallies import Tallies
-from .tiles import USUAL, Tiling
+from .tiles import USUAL, Tiling, model_layers, predict_layers
 from ..io.files import sha256
 from ..models.weights import load_model
 from ..patches.contract import InputContract
@@ -116,12 +117,12 @@ def truth_of(
     scene: xr.Dataset,  # a Scene with the label
     entry: Entry,  # names the label's classes
     label: str,  # name of the label
-) -> xr.DataArray:  # (y, x) uint8 classes 0 … K-1, 255 where unlabelled, with flags | float32 numbers
-    """Number the classes of a scene's label as a model does; a number stays one, NaN where it isn't known."""
+) -> xr.DataArray:  # uint8 classes 0 … K-1, 255 where unlabelled, with flags | float32, NaN there | uint8 (K,) tags
+    """Number the classes of a scene's label as a model does; numbers and tags stay what they are."""
     if label not in scene:
         raise WrongLabel(f"there is no label {label!r} with it; it holds {list(scene.data_vars)}")
     codes, target = scene[label].values, entry.target(label)
-    if target.kind == "number":
+    if target.kind in ("number", "tags"):
         return target_variable(target.encode(codes), target)
     if sorted(flag_meanings(scene[label])) != target.codes:
         raise WrongLabel(f"its codes are {flag_meanings(scene[label])}, those of {entry.id} {target.codes}")
@@ -135,7 +136,7 @@ def truth_of(
     names, colors = (
         dict(enumerate(each[c] for c in target.codes if c in each)) for each in (target.classes, target.colors)
     )
-    return target_variable(target.encode(codes), Target(label, classes=names, colors=colors))
+    return target_variable(target.encode(codes), Target(label, of=target.of, classes=names, colors=colors))
 
 # %% ../../nbs/50_evaluation/06_unseen.ipynb #61fafd6c
 class Scoreable(Mapping):
@@ -260,17 +261,18 @@ def labels_to_score(
         raise ValueError(
             f"{entry.id} describes no target, so there is nothing to compare with; add `targets` to its entry"
         )
-    maps = {name for name in entry.targets if entry.target(name).of == "pixel"}
-    learnt = list(tasks or maps)
-    if label and (label not in maps or (label not in learnt and len(learnt) > 1)):
+    known = set(entry.targets)
+    maps = {name for name in known if entry.target(name).of == "pixel"}
+    learnt = list(tasks or maps or known)
+    if label and (label not in known or (label not in learnt and len(learnt) > 1)):
         raise ValueError(
-            f"{entry.id} has the targets {sorted(maps)}; got {label!r}. Name one that was learnt: {', '.join(learnt)}"
+            f"{entry.id} has the targets {sorted(known)}; got {label!r}. Name one that was learnt: {', '.join(learnt)}"
         )
     if label:
         return {label if label in learnt else learnt[0]: label}
-    if not (both := {name: name for name in learnt if name in maps}):
+    if not (both := {name: name for name in learnt if name in known}):
         raise ValueError(
-            f"{entry.id} has the targets {sorted(maps)}, the model predicts {', '.join(learnt)}; name the one to compare with"
+            f"{entry.id} has the targets {sorted(known)}, the model predicts {', '.join(learnt)}; name the one to compare with"
         )
     return both
 
@@ -291,7 +293,8 @@ def _check(scene: xr.Dataset, contract: InputContract, labels: Sequence[str], ti
     observed = np.isfinite(stack_channels(scene, contract.channels).values).all(0)
     truths = [scene[f"truth_{name}"].values for name in labels]
     known = [np.isfinite(v) if v.dtype.kind == "f" else v != IGNORE for v in truths]
-    if not (observed & np.logical_or.reduce(known)).any():
+    together = [observed & each if each.ndim == 2 else observed.any() & each for each in known]
+    if not any(both.any() for both in together):
         raise ValueError("no pixel is both observed and labelled")
 
 # %% ../../nbs/50_evaluation/06_unseen.ipynb #e97b3c1b
@@ -330,7 +333,7 @@ def load_predictor(
 ) -> tuple[Predictor, InputContract]:  # the model, and what it takes
     """Load a model that predicts targets."""
     model, contract = load_model(folder)
-    if not isinstance(model, Predictor):
+    if not hasattr(model, "tasks"):
         raise ValueError(
             f"{folder} holds a pretrained model, which predicts no target; fine-tune it first (sarfm run finetune)"
         )
@@ -342,6 +345,32 @@ def load_predictor(
                 f"the model in {folder} predicts {words[0]}, {target.name} has {words[1]}; name the label it learnt"
             )
     return model, contract
+
+# %% ../../nbs/50_evaluation/06_unseen.ipynb #d65dcb55
+def _count_tile(
+    counted: Tallies,
+    model: Predictor,
+    contract: InputContract,
+    scene: xr.Dataset,
+    name: str,
+    truths: Mapping[str, np.ndarray],
+    tiling: Tiling,
+) -> None:
+    """Predict targets of a whole scene and count them once: where it takes several tiles, their commonest class or mean."""
+    bands = [band for _, band in predict_layers(model, contract, scene, tiling, masked_in(scene))]
+    put_together = lambda layer: np.concatenate([band[layer] for band in bands])
+    for task, truth in truths.items():
+        kind = model.tasks[task].target.kind
+        if kind == "tags":
+            made = np.array([np.nanmean(put_together(layer)) for layer in model_layers(model)[task].names])
+            sums = model.tasks[task].tally(*(torch.from_numpy(v)[None] for v in (made, truth)))[0]
+            counted.add(name, task, sums.numpy(), int((truth != IGNORE).any()))
+            continue
+        values = put_together(task)
+        made = values[np.isfinite(values) if kind == "number" else values != IGNORE]
+        decided = made.mean() if kind == "number" else np.bincount(made).argmax()
+        one = np.full((1, 1), decided, values.dtype), np.full((1, 1), truth, truth.dtype)
+        count_piece(counted, model.tasks[task], name, task, *one)
 
 # %% ../../nbs/50_evaluation/06_unseen.ipynb #3832122f
 def count_images(
@@ -358,11 +387,14 @@ def count_images(
     counted = Tallies()
     for name, scene in tqdm(scenes.items(), disable=not progress, unit="image"):
         truths = {task: scene[f"truth_{label}"].values for task, label in labels.items()}
-        count_scene(counted, model, contract, scene, name, truths, tiling)
+        if maps := {task: truth for task, truth in truths.items() if truth.ndim == 2}:
+            count_scene(counted, model, contract, scene, name, maps, tiling)
+        if tiles := {task: truth for task, truth in truths.items() if truth.ndim < 2}:
+            _count_tile(counted, model, contract, scene, name, tiles, tiling)
     return counted.table()
 
 # %% ../../nbs/50_evaluation/06_unseen.ipynb #aa734d58
-PER_CLASS = ("share", "iou", "f1", "false_alarm", "precision", "recall", "average_precision")
+PER_CLASS = ("share", "iou", "f1", "false_alarm", "precision", "recall", "average_precision", "bound")
 PER_IMAGE = ("iou", "f1", "false_alarm")
 
 

@@ -29,7 +29,7 @@ from sarfm.viz.classes import (
     thinned,
 )
 from ..viz.figures import channel_label, display_limits, draw, hidden_overlay, quantity_label
-from ..viz.prediction_map import ChartPictures, IceChartMap
+from ..viz.prediction_map import ChartPictures, PredictionMap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,6 +141,6 @@ def chart_map(
     predicted: xr.Dataset | None = None,  # predicted charts of the same names, on the scene's pixels
     chart: str = "sic",  # shown first: one of sic | sod | floe
     channel: str = "hh",  # shown first
-) -> IceChartMap:
+) -> PredictionMap:
     """Show radar under ice charts, true and predicted, on a map with a swipe."""
-    return IceChartMap(ChartPictures(scene, predicted, chart), chart, channel)
+    return PredictionMap(ChartPictures(scene, predicted, chart), chart, channel)

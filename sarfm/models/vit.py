@@ -15,9 +15,19 @@ from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checkpointing import apply_layer
 from .fast_linear import Linear, linear
 from .masking import split_mask
-from .tokens import blank_invalid, grid_shape, patchify, sincos_position, take_tokens, token_validity
+from sarfm.models.tokens import (
+    POSITIONS,
+    blank_invalid,
+    grid_shape,
+    learned_position,
+    patchify,
+    take_tokens,
+    token_places,
+    token_validity,
+)
 
 # %% ../../nbs/30_models/05_vit.ipynb #42d7840f
 class Attention(TimmAttention):
@@ -176,6 +186,7 @@ class PatchEmbedding(nn.Module):
         patch_size: int,  # side of a patch in pixels, p
         width: int,  # of a token, D
         grid: tuple[int, int] | None = None,  # rows and columns of patches over which positions are interpolated
+        positions: str = "sincos",  # one of sincos | learned
     ):
         super().__init__()
         self.channels = channels
@@ -184,6 +195,7 @@ class PatchEmbedding(nn.Module):
         self.grid = grid
         self.project = Linear(patch_size**2 * channels, width)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_parameter("positions", learned_position(width, grid) if positions == "learned" else None)
 
     def forward(
         self,
@@ -197,14 +209,15 @@ class PatchEmbedding(nn.Module):
                 f"expected {self.channels} channels, got {x.shape[1]} in an image of shape {tuple(x.shape)}. "
                 "Stack the channels that the model's input contract names."
             )
-        place = sincos_position(self.width, *grid_shape(x, self.patch_size), self.grid, x.device)  # (N, D)
+        first, place = token_places(self.positions, self.width, grid_shape(x, self.patch_size), self.grid, x.device)
         patches = patchify(blank_invalid(x, valid), self.patch_size)  # (B, N, p*p*C)
         present = None if valid is None else token_validity(valid, self.patch_size) > 0  # (B, N)
         if visible is not None:
             patches = take_tokens(patches, visible)
-            place = place[visible]
+            place = F.embedding(visible, place)  # (B, n, D); its gradient is summed in order
             present = None if present is None else present.gather(1, visible)
-        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), self.project(patches) + place], dim=1)
+        class_token = self.class_token if first is None else self.class_token + first
+        tokens = torch.cat([class_token.expand(len(x), -1, -1), self.project(patches) + place], dim=1)
         return tokens, None if present is None else attended(F.pad(present, (1, 0), value=True))
 
 # %% ../../nbs/30_models/05_vit.ipynb #55d5fe90
@@ -214,6 +227,7 @@ class TransformerLayers(nn.Module):
     embed: PatchEmbedding  # image to tokens
     blocks: nn.ModuleList  # of layers
     norm: nn.LayerNorm  # after the last one
+    checkpoint_layers: bool = False  # compute layers again in the backward pass, see `set_checkpointing`
 
     def encode(
         self,
@@ -226,7 +240,7 @@ class TransformerLayers(nn.Module):
             visible = split_mask(~visible)[0]
         tokens, present = self.embed(image, visible, valid)
         for block in self.blocks:
-            tokens = block(tokens, present)
+            tokens = apply_layer(block, self.checkpoint_layers, tokens, present)
         return self.norm(tokens).tensor_split([1], dim=1)
 
     def features(
@@ -236,15 +250,25 @@ class TransformerLayers(nn.Module):
         layers: list[int] | None = None,  # layers to show, from 0; four spread evenly when None
     ) -> list[Tensor]:  # a (B, D, rows, cols) map for each layer, normalised as the last one is
         """Show the patch tokens after several layers as maps, for heads."""
+        return self.features_and_class(image, valid, layers)[0]
+
+    def features_and_class(
+        self,
+        image: Tensor,  # (B, C, H, W), normalised
+        valid: Tensor | None = None,  # (B, H, W) bool, True where observed; everywhere when None
+        layers: list[int] | None = None,  # layers to show, from 0; four spread evenly when None
+    ) -> tuple[list[Tensor], Tensor]:  # a (B, D, rows, cols) map for each layer, and the class token (B, D) of the last
+        """Show the tokens after several layers, the patches as maps."""
         if layers is None:
             layers = [max(0, len(self.blocks) * quarter // 4 - 1) for quarter in (1, 2, 3, 4)]
         tokens, present = self.embed(image, None, valid)
         shape = grid_shape(image, self.embed.patch_size)
         after = []
         for block in self.blocks:
-            tokens = block(tokens, present)
+            tokens = apply_layer(block, self.checkpoint_layers, tokens, present)
             after.append(tokens)
-        return [self.norm(after[layer])[:, 1:].transpose(1, 2).unflatten(2, shape) for layer in layers]
+        shown = [self.norm(after[layer]) for layer in layers]
+        return [tokens[:, 1:].transpose(1, 2).unflatten(2, shape) for tokens in shown], shown[-1][:, 0]
 
     def attention(
         self,
@@ -276,10 +300,13 @@ class Encoder(TransformerLayers):
         mlp_ratio: float = 4.0,  # hidden width of the perceptron over D
         drop_path: float = 0.0,  # probability of skipping a branch of the last layer, in [0, 1); lower layers less
         grid: tuple[int, int] | None = None,  # rows and columns of patches over which positions are interpolated
+        positions: str = "sincos",  # one of sincos | learned; learned ones need a grid
     ):
         super().__init__()
         if width % heads:
             raise ValueError(f"expected a width divisible by the heads, got {width} and {heads}. Change one of them.")
+        if positions not in POSITIONS:
+            raise ValueError(f"positions are one of {', '.join(POSITIONS)}; got {positions!r}. Choose one of them.")
         self.channels = channels
         self.patch_size = self.stride_px = patch_size
         self.width = width
@@ -288,8 +315,9 @@ class Encoder(TransformerLayers):
         self.mlp_ratio = mlp_ratio
         self.drop_path = drop_path
         self.grid = tuple(grid) if grid else None
+        self.positions = positions
         self.maps = ((width, patch_size),) * 4
-        self.embed = PatchEmbedding(channels, patch_size, width, self.grid)
+        self.embed = PatchEmbedding(channels, patch_size, width, self.grid, positions)
         drops = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, drop) for drop in drops)
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -316,4 +344,5 @@ class Encoder(TransformerLayers):
     def config(self) -> dict[str, object]:  # the kind of encoder and the arguments that build it again
         """List the arguments of this encoder."""
         names = ("channels", "patch_size", "width", "depth", "heads", "mlp_ratio", "drop_path", "grid")
-        return {"kind": "vit", **{name: getattr(self, name) for name in names}}
+        learned = {} if self.positions == "sincos" else {"positions": self.positions}  # models saved before don't say
+        return {"kind": "vit", **{name: getattr(self, name) for name in names}, **learned}

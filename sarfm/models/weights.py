@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..io.files import CorruptData, atomic_write, read_json, sha256, write_json
 from .kinds import build, describe
+from .mixmim_weights import load_released
 
 if TYPE_CHECKING:
     from sarfm.patches.contract import InputContract
@@ -138,10 +139,12 @@ def load_model(
 
 # %% ../../nbs/30_models/30_weights.ipynb #24fcdd3e
 def load_encoder(
-    folder: str | Path,  # holds model.json and model.safetensors
+    folder: str | Path,  # holds model.json and model.safetensors; or a file that somebody released
     device: str = "cpu",  # where the encoder goes
 ) -> tuple[nn.Module, "InputContract"]:  # the pretrained encoder and what it wants to be fed
     """Load the encoder of a model, to build something else on."""
+    if Path(folder).is_file():
+        return load_released(folder, device)
     config, contract = read_card(folder)
     if not isinstance(config.get("encoder"), dict):
         raise ValueError(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CROPS', 'class_table', 'read_target', 'known', 'wanted_targets', 'augment_square', 'draw_shape', 'resize_crop',
-           'Window', 'draw_window', 'spacing_groups', 'Crops', 'drawable', 'PatchOrder', 'observed_only', 'CropDataset',
-           'StepSampler', 'make_loader', 'PatchDataModule']
+           'Window', 'draw_window', 'spacing_groups', 'Crops', 'drawable', 'PatchOrder', 'OtherDates', 'observed_only',
+           'CropDataset', 'StepSampler', 'make_loader', 'PatchDataModule']
 
 # %% ../../nbs/20_patches/08_loading.ipynb #5faac2f0
 import functools
@@ -202,6 +202,8 @@ class Crops:
     ] = ()  # least and greatest share of a patch that is resized to a crop, in (0, 1]; off when empty
     min_valid: float = 0.5  # fraction of a training crop that should have been observed, in [0, 1]
     balance: str = "none"  # patches drawn as they come, or every spacing equally often, one of none | spacing
+    symmetries: bool = True  # show training crops in the eight symmetries of a square, or as they lie
+    other_date: bool = False  # show the same window at another date as well, for targets that ask for it
     workers: int = 0  # processes that read data, >= 0; 0 is fastest on a CPU
 
     def __post_init__(self) -> None:
@@ -276,6 +278,31 @@ class PatchOrder:
         """List the patches that may stand in for one."""
         return next(group for group in self.groups if patch in group) if self.balanced else self.rows
 
+# %% ../../nbs/20_patches/08_loading.ipynb #691b9034
+class OtherDates:
+    """Find the patches that show a patch's place at another date."""
+
+    def __init__(
+        self,
+        store: PatchStore,  # where the patches are
+        rows: np.ndarray,  # patches to choose from
+    ):
+        index = store.index.iloc[rows]
+        code = index.groupby(["place", "part", "factor", "row", "col"], dropna=False, sort=False).ngroup().to_numpy()
+        self.rows, self.dates = rows[np.argsort(code, kind="stable")], store.index["date"].to_numpy()
+        ends = np.cumsum(np.bincount(code))
+        self._group = dict(zip(rows.tolist(), code.tolist(), strict=True))
+        self._bounds = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
+
+    def __call__(
+        self,
+        patch: int,  # number of a patch
+    ) -> np.ndarray:  # patches of the same place at other dates, perhaps none
+        """List the other dates of a patch."""
+        first, last = self._bounds[self._group[patch]]
+        there = self.rows[first:last]
+        return there[self.dates[there] != self.dates[patch]]
+
 # %% ../../nbs/20_patches/08_loading.ipynb #d93041f6
 def observed_only(
     values: np.ndarray,  # as `read_target` gives them
@@ -304,6 +331,14 @@ class CropDataset(Dataset):
         self.store, self.contract, self.crops, self.crop = store, contract, crops, crops.crop_px or store.size
         self.targets = wanted_targets(store, targets)
         self.rows = drawable(store, rows, contract, self.crop, augment)
+        self.others = OtherDates(store, self.rows) if crops.other_date else None
+        if self.others is not None:
+            self.rows = self.rows[[len(self.others(row)) > 0 for row in self.rows.tolist()]]
+        if len(self.rows) == 0:
+            raise ValueError(
+                f"{store.path}: no patch shows a place at two dates. Cut dates as scenes (data.dates=scenes), or leave"
+                " other dates out (crops.other_date=false)"
+            )
         self.augment, self.seed = augment, seed
         self.patch_of = PatchOrder(store, self.rows, crops.balance if augment else "none", seed if augment else None)
         self._tables = {t.name: class_table(t) for t in self.targets.values() if t.kind == "classes"}
@@ -316,21 +351,31 @@ class CropDataset(Dataset):
     def __getitem__(
         self,
         item: int,  # any number from 0; beyond the length a new pass begins
-    ) -> dict[str, torch.Tensor | int]:  # image (C, h, w), valid (h, w), target_<name> (h, w), () or (K,), patch
+    ) -> dict[str, torch.Tensor | int]:  # image, perhaps other (C, h, w), valid (h, w), target_<name>, patch
         """Cut, turn and normalise one crop."""
         if item < 0:
             raise IndexError(f"items count from 0; got {item}")
         if not self.augment and item >= len(self.rows):
             raise IndexError(f"there are {len(self.rows)} items without augmentation; got {item}")
         window = self._window(item)
-        (image, valid), targets = self._read(window), {n: self._target(t, window) for n, t in self.targets.items()}
+        targets = {name: self._target(target, window) for name, target in self.targets.items()}
+        image, valid, targets = self._crop(window, targets)
+        arrays = {"image": image, "valid": valid}
+        arrays |= {f"target_{name}": observed_only(values, valid) for name, values in targets.items()}
+        if self.others is not None:
+            there = self.others(window.patch)
+            chosen = np.random.default_rng([self.seed, 4, item]).integers(len(there))
+            arrays["other"], arrays["other_valid"], _ = self._crop(window._replace(patch=int(there[chosen])), {})
+        augmented = {k: augment_square(v, window.symmetry) if v.ndim >= 2 else v for k, v in arrays.items()}
+        return {**{k: torch.from_numpy(v.copy()) for k, v in augmented.items()}, "patch": window.patch}
+
+    def _crop(self, window: Window, targets: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, dict]:
+        """Read a window, bring it to the side of the crop with its targets, and normalise it."""
+        image, valid = self._read(window)
         if self.augment and self.crops.resized_area:
             image, valid, targets = resize_crop(image, valid, targets, self.crop)
         image = image if self._scaled_first[window.patch] else self.contract.normalise(image, valid)
-        arrays = {"image": image, "valid": valid}
-        arrays |= {f"target_{name}": observed_only(values, valid) for name, values in targets.items()}
-        augmented = {k: augment_square(v, window.symmetry) if v.ndim >= 2 else v for k, v in arrays.items()}
-        return {**{k: torch.from_numpy(v.copy()) for k, v in augmented.items()}, "patch": window.patch}
+        return image, valid, targets
 
     def _target(self, target: Target, window: Window) -> np.ndarray:
         """Read a target in a window."""
@@ -352,7 +397,8 @@ class CropDataset(Dataset):
         mapped = [target for target in self.targets.values() if target.of == "pixel"]
         read = (lambda window: [self._target(target, window) for target in mapped]) if mapped else None
         near, resized = self.patch_of.near(patch), self.crops.resized_area or None
-        return draw_window(self.store, near, patch, crop, self.crops.min_valid, generator, read, resized=resized)
+        drawn = draw_window(self.store, near, patch, crop, self.crops.min_valid, generator, read, resized=resized)
+        return drawn if self.crops.symmetries else drawn._replace(symmetry=0)
 
 # %% ../../nbs/20_patches/08_loading.ipynb #c6a27679
 class StepSampler(Sampler):

@@ -39,9 +39,10 @@ from sarfm.patches.store import (
     target_statement,
 )
 from .store import restore as restore  # part of this module's interface
-from .writer import STATISTICS, Kept, SceneTable, ShardWriter, summarise_shards
+from .writer import BOX, FIXED, GRID, STATISTICS, Kept, SceneTable, ShardWriter, summarise_shards
 from ..scenes.channels import Channel, Target
 from ..scenes.open import check_scene, measured_variables, spacing_m
+from ..scenes.place import envelope, grid_steps
 from ..scenes.scene import channels_of, date_dimension, find_channels, targets_of
 
 # %% ../../nbs/20_patches/05_prepare.ipynb #0329a58a
@@ -132,6 +133,18 @@ def fingerprint(
         digest.update(np.ascontiguousarray((centre[name] if name in lazy else variable).to_numpy()).tobytes())
     return digest.digest()[:16]
 
+# %% ../../nbs/20_patches/05_prepare.ipynb #f7f724bf
+def _place(
+    scene: xr.Dataset,  # a Scene
+) -> dict[str, float | None]:  # box and grid; no box without a place
+    """Tell where a view lies."""
+    box, (y, x) = envelope(scene) or 4 * (None,), (scene[axis].values.astype(float) for axis in ("y", "x"))
+    if len(y) == len(x) == 1:
+        return dict.fromkeys((*BOX, *GRID))
+    dy, dx = grid_steps(y, x, counted="spatial_ref" not in scene.coords)
+    grid = (y[0] - dy / 2, x[0] - dx / 2, dy, dx)
+    return dict(zip((*BOX, *GRID), (*box, *grid), strict=True))
+
 # %% ../../nbs/20_patches/05_prepare.ipynb #256cf069
 class Visit:
     """Look at one scene in all its views."""
@@ -159,6 +172,7 @@ class Visit:
             "height": scene.sizes["y"], "width": scene.sizes["x"], "patches": patches,
             "spacing_m": None if spacing is None else float(spacing), "fingerprint": self.fingerprint,
         }  # fmt: skip
+        columns |= _place(scene)
         own = [name for name in str(scene.attrs.get("columns", "")).split() if name not in columns]
         return columns | {name: str(scene.attrs.get(name, "")) for name in own}, describe(scene)
 
@@ -610,7 +624,7 @@ def prepare_store(
     cut = dict(size=size, stride=stride, channels=channels, dates=dates, targets=targets)
     if not entry.read or entry.read.reader != "files":
         listed = listed or entry_files(entry, where)  # whatever else lies in the folder
-    recipe = {"format": FORMAT, **cut, "edge": edge, "entry": described}
+    recipe = {"format": FORMAT, "columns": list(FIXED), **cut, "edge": edge, "entry": described}
     recipe |= {} if scales is None else {"scales": [int(f) for f in scales], "average": average}
     recipe["files"] = _sources(where, listed)
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]

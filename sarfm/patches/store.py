@@ -220,9 +220,8 @@ def read_index(
     light = [name for name in pq.read_schema(path / "scenes.parquet").names if name not in heavy]
     scenes = pd.read_parquet(path / "scenes.parquet", columns=light)
     index = pd.read_parquet(path / "index.parquet")
-    stated = scenes.drop(columns=["patch", "patches", "height", "width"]).take(
-        np.repeat(np.arange(len(scenes)), scenes["patches"])
-    )
+    own = ["patch", "patches", "height", "width", "edge_y", "edge_x", "step_y", "step_x"]
+    stated = scenes.drop(columns=own, errors="ignore").take(np.repeat(np.arange(len(scenes)), scenes["patches"]))
     index = pd.concat([stated.reset_index(drop=True), index], axis=1)
     index.insert(0, "patch", np.arange(len(index)))
     return index, scenes.set_index("scene")

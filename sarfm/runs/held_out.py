@@ -74,7 +74,7 @@ class LivePreview:
         training: "Training",  # in training
     ) -> None:
         """Reconstruct, save and show."""
-        from IPython.display import Image, display
+        from IPython.display import display
 
         from sarfm.evaluation.pictures import reconstruct_scene
         from sarfm.viz.figures import show_reconstruction
@@ -82,8 +82,8 @@ class LivePreview:
         made = reconstruct_scene(training.trained(), self.contract, self.scene, tile=self.tile_px, overlap=0.0)
         figure = show_reconstruction(made, self.channel, self.scene)
         figure.suptitle(f"after {training.step} of {training.recipe.steps} steps", fontsize=10)
-        picture = Image(filename=str(self.run.figure(figure, "preview")))
+        self.run.figure(figure, "preview")
         if self._shown is None:
-            self._shown = display(picture, display_id=True)
+            self._shown = display(figure, display_id=True)
         elif self._shown is not None:
-            self._shown.update(picture)
+            self._shown.update(figure)

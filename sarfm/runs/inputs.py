@@ -35,11 +35,14 @@ def check_data(
 
 # %% ../../nbs/70_runs/02_inputs.ipynb #409dda17
 def check_model(
-    run: str,  # folder of a run
+    run: str,  # folder of a run, or a file of weights that somebody released
     contestant: str = "",  # of a comparison; the run's own model when empty
     predicts: bool = False,  # it must be a fine-tuned one
 ) -> None:
     """Refuse a run that holds no such model."""
+    if Path(run).is_file() and not predicts:
+        importlib.import_module("sarfm.models.released").recognise(run)
+        return
     config = read_json(model_folder(run, contestant) / "model.json").get("config", {})
     if predicts and "tasks" not in config:
         raise ValueError(f"the model in {run} predicts no target. Give the folder of a run of finetune")

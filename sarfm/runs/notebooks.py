@@ -6,6 +6,7 @@
 __all__ = ['open_run', 'RunFailed', 'run_notebook']
 
 # %% ../../nbs/70_runs/03_notebooks.ipynb #a519f193
+import copy
 import importlib
 import logging
 import os
@@ -27,7 +28,7 @@ def open_run(
     namespace: dict[str, Any],  # its globals(), in which groups of parameters become dataclasses
 ) -> RunFolder:
     """Open the folder `out` of a run notebook with the parameters it has now."""
-    values = read_namespace(notebook, namespace)
+    values = copy.deepcopy(read_namespace(notebook, namespace))  # what the notebook makes of them later is no parameter
     return RunFolder(values["out"], values, Path(notebook).stem)
 
 # %% ../../nbs/70_runs/03_notebooks.ipynb #77a7eee9

@@ -185,6 +185,9 @@ def class_parameters(
     found = []
     for name, kind, default in _lines(body):
         text = ast.unparse(kind)
+        if inner := group_class(text):
+            found += class_parameters(inner)
+            continue
         if not known_type(text):
             raise ValueError(f"{point.value}: {name} has type {text}, which a run can't give. Use one as list[int]")
         value = _json(default, f"{point.value}.{name}")

@@ -36,12 +36,14 @@ QUANTITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "elevation": ("m",),
         "slope": ("degree",),
         "distance": ("m", "1"),  # from a coast, say; "1" where the source counts zones
+        "duration": ("day",),  # of a decay of coherence, say
         "temperature": ("K",),  # brightness temperature, or of air and surface
         "wind_speed": ("m s-1",),
         "water_column": ("kg m-2",),  # vapour or liquid in the air
         "noise_floor": ("dB", "1"),  # noise-equivalent sigma0
         "identifier": ("1",),  # number of a region or a polygon
         "mask": ("1",),  # true or false
+        "count": ("1",),  # of the observations that a pixel was made of
     }
 )
 BACKSCATTER = sar.QUANTITIES  # those that are powers or amplitudes of the echo

@@ -227,6 +227,16 @@ def _agree_on_dates(
             raise ValueError(f"{path} was saved with {key} {held}, but {answer} was given; leave it out")
 
 # %% ../../nbs/10_scenes/07_open.ipynb #cda82260
+def _there_already(
+    scene: xr.Dataset,  # a saved Scene
+    given: Mapping[str, Any],  # arguments of open_scene
+) -> set[str]:  # names of targets
+    """List targets that are asked for as the scene holds and states them: they need not be read again."""
+    held, meanings = targets_of(scene), given["label_meanings"] or {}
+    own = {name for name, where in (given["labels"] or {}).items() if str(where) == name and name in held}
+    return {name for name in own if meanings.get(name) in (None, held[name])}
+
+
 def _open_saved(
     scene: xr.Dataset,  # a saved Scene
     path: Path,  # its file
@@ -242,8 +252,9 @@ def _open_saved(
         held = targets_of(scene).get(name)
         if name not in (given["labels"] or {}) and (held is None or dict(held.classes) != dict(target.classes)):
             raise ValueError(f"{path} was saved with {name} as {held}, but label_meanings says {target}; leave it out")
-    questions = Questions(str(path))
-    given = {**given, "placed": placed(scene)}
+    questions, there = Questions(str(path)), _there_already(scene, given)
+    left = {k: {n: v for n, v in (given[k] or {}).items() if n not in there} for k in ("labels", "label_meanings")}
+    given = {**given, **left, "placed": placed(scene)}
     for name, (values, target) in _read_targets(path, {}, given, questions).items():
         scene[name] = target_variable(values, target)
     questions.raise_if_any()

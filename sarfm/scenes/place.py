@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['BEND_M', 'to_vectors', 'mean_lonlat', 'local_plane', 'TiePoints', 'on_a_grid', 'tie_point_lonlat', 'scene_crs',
-           'centre_lonlat', 'metric_crs', 'beside', 'grid_steps', 'PixelMap', 'grid_lonlat', 'ground_spacing_m']
+           'centre_lonlat', 'metric_crs', 'beside', 'grid_steps', 'PixelMap', 'grid_lonlat', 'lonlat_transformer',
+           'grid_edges', 'envelope', 'ground_spacing_m']
 
 # %% ../../nbs/10_scenes/02_place.ipynb #6c28639e
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import xarray as xr
@@ -281,6 +283,55 @@ def grid_lonlat(
     to_lonlat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
     lon, lat = to_lonlat.transform(*np.meshgrid(np.asarray(x, dtype=float), np.asarray(y, dtype=float)))
     return np.where(abs(lon) > 180, beside(lon, 0.0), lon), lat
+
+# %% ../../nbs/10_scenes/02_place.ipynb #d24c079a
+@lru_cache(maxsize=256)
+def lonlat_transformer(
+    wkt: str,  # of a CRS
+) -> Transformer:
+    """Make the way to longitude and latitude once for all scenes of a CRS."""
+    return Transformer.from_crs(wkt, "EPSG:4326", always_xy=True)
+
+
+def grid_edges(
+    scene: xr.Dataset | xr.DataArray,  # the Scene contract, of more than one pixel
+) -> tuple[np.ndarray, np.ndarray]:  # (2,) outer edges along y, first row first, and along x; in the unit of its axes
+    """Find the outer edges of a scene's first and last pixels."""
+    axes = [scene[axis].values[[0, -1]].astype(float) for axis in ("y", "x")]
+    steps = grid_steps(scene["y"].values, scene["x"].values, counted="spatial_ref" not in scene.coords)
+    y, x = (ends + np.array([-step / 2, step / 2]) for ends, step in zip(axes, steps, strict=True))
+    return y, x
+
+# %% ../../nbs/10_scenes/02_place.ipynb #04065d4e
+def _outline(
+    scene: xr.Dataset | xr.DataArray,  # the Scene contract, with a CRS or tie points
+) -> tuple[np.ndarray, np.ndarray]:  # longitude and latitude, (n,), closed, °
+    """Follow the edges of a scene on the Earth."""
+    t, (y, x) = np.linspace(0, 1, 17), grid_edges(scene)
+    zero, one = np.zeros_like(t), np.ones_like(t)
+    down, across = np.concatenate([zero, t, one, 1 - t]), np.concatenate([t, one, 1 - t, zero])
+    rows, columns = (ends[0] * (1 - at) + ends[1] * at for ends, at in ((y, down), (x, across)))
+    if "spatial_ref" in scene.coords:
+        return lonlat_transformer(scene["spatial_ref"].attrs["crs_wkt"]).transform(columns, rows)
+    tied = TiePoints(np.stack([scene[f"gcp_{k}"].values for k in ("row", "col", "lon", "lat")], axis=-1))
+    return lonlat_transformer(tied.plane.to_wkt()).transform(*tied.to_plane(rows, columns))
+
+# %% ../../nbs/10_scenes/02_place.ipynb #ac8543e9
+def envelope(
+    scene: xr.Dataset | xr.DataArray,  # the Scene contract
+) -> tuple[float, float, float, float] | None:  # west, south, east, north, °; None without a place
+    """Box a scene in longitude and latitude; east is beyond 180 across the date line."""
+    placed = {"spatial_ref", "gcp_row"} & set(map(str, scene.coords))
+    if not placed or scene.sizes["y"] == scene.sizes["x"] == 1:
+        return None
+    lon, lat = _outline(scene)
+    if not (np.isfinite(lon) & np.isfinite(lat)).all():
+        return None
+    lon, south, north = np.unwrap(lon, period=360), float(lat.min()), float(lat.max())
+    if abs(lon[-1] - lon[0]) > 180:  # it goes around a pole
+        return (-180.0, south, 180.0, 90.0) if lat.mean() > 0 else (-180.0, -90.0, 180.0, north)
+    turns = 360 * np.floor((lon.min() + 180) / 360)
+    return float(lon.min() - turns), south, float(lon.max() - turns), north
 
 # %% ../../nbs/10_scenes/02_place.ipynb #10a49867
 def ground_spacing_m(

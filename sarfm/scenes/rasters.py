@@ -22,8 +22,9 @@ import xarray as xr
 
 from ..io.files import CorruptData
 from .channels import canonical_units
-from .grids import grid_reference, rows_first, same_crs
+from .grids import grid_reference, own_place, rows_first, same_crs
 from sarfm.scenes.metadata import (
+    POLARISATIONS,
     Band,
     Raster,
     date_in_name,
@@ -246,7 +247,8 @@ def group_names(
     if Path(path).is_dir():
         import zarr
 
-        return [name for name, item in zarr.open_group(path, mode="r").members(None) if isinstance(item, zarr.Group)]
+        held = zarr.open_group(path, mode="r").members(None)
+        return sorted(name for name, item in held if isinstance(item, zarr.Group))
     import netCDF4
 
     def below(group: netCDF4.Dataset) -> list[str]:
@@ -260,18 +262,35 @@ FILL_KEYS = ("_FillValue", "missing_value", "variable_fill_value", "chart_fill_v
 _DATA_ERRORS = (OSError, RuntimeError, KeyError, EOFError)  # what HDF5, NetCDF and Zarr raise for damaged data
 
 
+def _in_order(
+    name: str,  # of a variable
+) -> tuple[int, str]:  # to sort by
+    """Sort names by polarisation, then by the alphabet: a folder is listed in whatever order its disk keeps."""
+    polarisation = stated_polarisation(name)
+    return (POLARISATIONS.index(polarisation) if polarisation else len(POLARISATIONS)), name
+
+
 def _open_group(
     path: Path,  # NetCDF file or Zarr folder
     group: str | None,  # of it; the root when None
     stored: bool,  # leave values as they are stored
 ) -> xr.Dataset:  # lazy
-    """Open one group."""
-    how: dict[str, Any] = {"group": group, "decode_coords": "all", "mask_and_scale": not stored}
+    """Open one group; a grid mapping that stands in another stays an attribute, and xarray would forget it."""
     with _OPENING, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*multiple fill values", xr.SerializationWarning)  # `_say_fills` says it
+        warnings.filterwarnings("ignore", ".*referenced in grid_mapping not in variables", UserWarning)
         if path.is_dir():
-            return xr.open_zarr(path, chunks=None, consolidated=False, **how)
-        return xr.open_dataset(path, engine="netcdf4", auto_complex=True, **how)
+            listed = xr.open_zarr(path, group=group, chunks=None, consolidated=False, decode_cf=False)
+            order = sorted(map(str, listed.data_vars), key=_in_order)
+            raw = listed.drop_vars(order).assign({name: listed[name] for name in order})
+        else:
+            raw = xr.open_dataset(path, group=group, engine="netcdf4", auto_complex=True, decode_cf=False)
+        data = xr.decode_cf(raw, decode_coords="all", mask_and_scale=not stored)
+    for name, variable in raw.data_vars.items():
+        mapping = variable.attrs.get("grid_mapping")
+        if mapping and "grid_mapping" not in data[name].encoding:
+            data[name].attrs["grid_mapping"] = mapping
+    return data
 
 
 def _in_degrees(
@@ -532,7 +551,8 @@ def _place(
 ) -> dict[str, Any]:  # crs, transform and tie_points of a Raster
     """Take the place that images state; one that names no system, as an angle beside the others, has theirs."""
     mapping = lambda image: str(image.encoding.get("grid_mapping") or image.attrs.get("grid_mapping") or "")
-    like = {(image.dims[-2:], *sorted(map(str, image.coords)), mapping(image)): image for image in reversed(images)}
+    stated = lambda image: (image.dims[-2:], *sorted(map(str, image.coords)), mapping(image), *own_place(image.attrs))
+    like = {stated(image): image for image in reversed(images)}
     found = [(str(image.name), mapping(image), grid_reference(data, image)) for image in reversed(like.values())]
     placed = [each for each in found if {"crs", "tie_points"} & set(each[2])]
     first, *others = [each for each in placed if each[1]] or placed[:1] or [("", "", {})]

@@ -8,6 +8,7 @@ __all__ = ['MOMENTS', 'divide', 'class_scores', 'r2_of_classes', 'weighted_f1', 
 
 # %% ../../nbs/35_tasks/00_scores.ipynb #eb5fbe11
 import numpy as np
+from scipy.special import digamma
 
 
 def divide(
@@ -92,9 +93,16 @@ def precision_bound(
     negative: np.ndarray,  # (..., T) tiles without it
 ) -> np.ndarray:  # (...), what `average_precision` may be wrong by
     """Bound the error that rounding to bins makes."""
-    above = np.cumsum((positive + negative)[..., ::-1], -1)[..., ::-1]
-    worst = np.nan_to_num(divide(np.maximum(positive, negative), above))
-    return divide((positive * worst).sum(-1), positive.sum(-1))[()]
+    tiles, at = positive + negative, positive > 0
+    hits, others = (np.cumsum(x[..., ::-1], -1)[..., ::-1] for x in (positive, negative))
+    p, q, before = positive[at], negative[at], hits[at] - positive[at]  # in the bin, and with the tag above it
+    above = before + others[at] - q
+    tied = p * (before + p) / (above + p + q)
+    first = p + (before - above) * (digamma(above + p + 1) - digamma(above + 1))
+    last = p + (before - above - q) * (digamma(above + q + p + 1) - digamma(above + q + 1))
+    wrong = np.zeros((2, *tiles.shape))
+    wrong[:, at] = first - tied, tied - last
+    return divide(wrong.sum(-1).max(0).clip(0), positive.sum(-1))[()]
 
 # %% ../../nbs/35_tasks/00_scores.ipynb #de05dab5
 def _halves(
@@ -111,15 +119,16 @@ def tag_scores(
     histograms: np.ndarray,  # (..., K, 2, T) tiles without and with each tag, in each bin of probability
 ) -> dict[
     str, np.ndarray
-]:  # average_precision, its bound, precision, recall, f1 (..., K); map_ and f1_, macro and micro (...)
+]:  # average_precision, its bound, precision, recall, f1 (..., K); map_, f1_ and precision_, macro and micro (...)
     """Compute the usual scores of tags from histograms of their probabilities."""
     histograms = np.asarray(histograms, np.float64)
     negative, positive = np.moveaxis(histograms, -2, 0)
     found = {"average_precision": average_precision(positive, negative), "bound": precision_bound(positive, negative)}
     found |= _halves(histograms)
     there = positive.sum(-1) > 0
-    for name, value in (("map_macro", found["average_precision"]), ("f1_macro", found["f1"])):
-        found[name] = divide(np.where(there, value, 0).sum(-1), there.sum(-1))[()]
+    averaged = {"map": found["average_precision"], "f1": found["f1"], "precision": np.nan_to_num(found["precision"])}
+    for name, value in averaged.items():
+        found[f"{name}_macro"] = divide(np.where(there, value, 0).sum(-1), there.sum(-1))[()]
     pooled = histograms.sum(-3)
     found["map_micro"] = average_precision(pooled[..., 1, :], pooled[..., 0, :])
-    return found | {"f1_micro": _halves(pooled)["f1"][()]}
+    return found | {f"{name}_micro": _halves(pooled)[name][()] for name in ("f1", "precision")}

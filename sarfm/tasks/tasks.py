@@ -251,7 +251,7 @@ class Number(Task):
     """Learn a number of pixels or tiles."""
 
     kind, headline = "number", "r2"
-    error: str = "mse"  # one of mse | mae | huber
+    error: str = "mse"  # one of mse | mae | huber | rmse, the last of a batch as a whole
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,8 +30,9 @@ def layer_numbers(
     place, encoder = encoders[0]  # the outermost
     prefix = f"{place}." if place else ""
     after = encoder.depth + (1 if convention == "mae" else 0)
+    layer_of = encoder.layer_of if convention == "mae" else getattr(encoder, "layer_before", encoder.layer_of)
     numbers = {
-        name: min(encoder.layer_of(name.removeprefix(prefix)), after) if name.startswith(prefix) else after
+        name: min(layer_of(name.removeprefix(prefix)), after) if name.startswith(prefix) else after
         for name, _ in model.named_parameters()
     }
     return numbers, encoder.depth
@@ -42,6 +43,7 @@ def parameter_groups(
     weight_decay: float,  # AdamW's decay of matrices
     layer_decay: float | None = None,  # factor on the learning rate from layer to layer, in (0, 1]; None: none
     convention: str = "mae",  # one of mae | last_block, see above
+    decay_all: bool = False,  # vectors, tokens and positions decay as well
 ) -> list[dict]:  # groups for AdamW: params, weight_decay, scale, name
     """Group a model's parameters by weight decay and learning-rate factor."""
     if layer_decay is not None and not 0 < layer_decay <= 1:
@@ -51,7 +53,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = parameter.ndim > 1 and not name.endswith("token")
+        decays = decay_all or (parameter.ndim > 1 and not name.endswith(("token", "positions")))
         number = numbers.get(name, depth + 1)
         key = f"layer {number}" + ("" if decays else ", no decay")
         scale = 1.0 if layer_decay is None else layer_decay ** (depth + 1 - number)

@@ -10,6 +10,7 @@ __all__ = ['PRECISIONS', 'FETCH_EVERY', 'Recipe', 'running_statistics', 'guarded
 import copy
 import dataclasses
 import json
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from ..io.ranks import rank_count
+from ..models.checkpointing import set_checkpointing
+from ..models.schedules import cosine_schedule
 from .optimizer import CONVENTIONS, parameter_groups, warmup_cosine
 
 if TYPE_CHECKING:
@@ -34,30 +37,37 @@ class Recipe:
     """State how a model learns."""
 
     steps: int = 1000  # optimiser steps in all, >= 1
+    epochs: float = 0.0  # passes over the training patches, which then set the steps, >= 0; 0: steps are as stated
     batch_size: int = 32  # items per batch, >= 1: what the data are loaded with
     accumulate: int = 1  # batches averaged into one optimiser step, >= 1
     rate: float = 1e-3  # learning rate at the top of the schedule, > 0
     warmup: float = 0.1  # fraction of the steps with a rising rate, in [0, 1)
     floor: float = 0.0  # last rate as a fraction of the top, in [0, 1]
     weight_decay: float = 0.05  # of matrices, >= 0; vectors don't decay
+    last_weight_decay: float | None = None  # at the end of half a cosine from weight_decay, > 0; None: it stays
+    decay_all: bool = False  # vectors, tokens and positions decay as well, as in AdamW by itself
     betas: tuple[float, float] = (0.9, 0.95)  # of AdamW's two moments, each in [0, 1)
     clip_norm: float = 0.0  # longest gradient allowed, >= 0; 0: any
     ema: float = 0.0  # decay of the moving average of the weights, such as 0.999, in [0, 1); 0: no average
     layer_decay: float = 1.0  # factor on the rate from layer to layer of an encoder, in (0, 1]; 1: none
     convention: str = "mae"  # of layer decay, one of mae | last_block
     precision: str = "32-true"  # one of 32-true | bf16-mixed
+    checkpoint_layers: bool = False  # compute layers again in the backward pass: less memory, more time
     devices: int = 1  # CPUs or GPUs that share each batch, >= 1
     seed: int = 0  # of masks, dropout and whatever else is drawn while training, >= 0
 
     def __post_init__(self) -> None:
         fits = {
             "steps is at least 1": self.steps >= 1,
+            "epochs is at least 0; 0 leaves it to steps": self.epochs >= 0,
             "batch_size is at least 1": self.batch_size >= 1,
             "accumulate is at least 1": self.accumulate >= 1,
             "rate, the learning rate, is above 0": self.rate > 0,
             "warmup is a fraction of the steps in [0, 1)": 0 <= self.warmup < 1,
             "floor is a fraction in [0, 1]": 0 <= self.floor <= 1,
             "weight_decay is at least 0": self.weight_decay >= 0,
+            "last_weight_decay is above 0, and so is the first": self.last_weight_decay is None
+            or min(self.weight_decay, self.last_weight_decay) > 0,
             "betas are two numbers in [0, 1)": len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
             "clip_norm is at least 0; 0 allows any": self.clip_norm >= 0,
             "ema is a decay in [0, 1), such as 0.999; 0 switches it off": 0 <= self.ema < 1,
@@ -77,6 +87,16 @@ class Recipe:
         """Count the steps of the warm-up."""
         return int(self.warmup * self.steps + 1e-9)
 
+    def over(
+        self,
+        items: int,  # training patches of a pass, >= 1
+    ) -> "Recipe":  # with the steps that `epochs` passes take; itself without epochs
+        """Count the steps of a training that is stated in passes over its data."""
+        if not self.epochs:
+            return self
+        steps = math.ceil(self.epochs * items / (self.batch_size * self.accumulate))
+        return dataclasses.replace(self, steps=max(1, steps))
+
     def rate_at(
         self,
         step: int,  # counted from 0
@@ -84,13 +104,22 @@ class Recipe:
         """Give the learning rate of a step."""
         return self.rate * warmup_cosine(step, self.warmup_steps, self.steps, self.floor)
 
+    def decay_at(
+        self,
+        step: int,  # counted from 0
+    ) -> float:  # weight decay of what decays
+        """Give the weight decay of a step."""
+        if self.last_weight_decay is None:
+            return self.weight_decay
+        return cosine_schedule(self.weight_decay, self.last_weight_decay, step, self.steps)
+
     def optimiser(
         self,
         learner: nn.Module,  # what learns
     ) -> torch.optim.AdamW:  # fused, with parameter groups
         """Make AdamW for a learner."""
         decay = self.layer_decay if self.layer_decay < 1 else None
-        groups = parameter_groups(learner, self.weight_decay, decay, self.convention)
+        groups = parameter_groups(learner, self.weight_decay, decay, self.convention, self.decay_all)
         return torch.optim.AdamW(groups, lr=self.rate, betas=tuple(self.betas), fused=True)
 
 # %% ../../nbs/40_train/03_steps.ipynb #c3e0110c
@@ -236,6 +265,7 @@ class Resumable(nn.Module):
         weights = sum(parameter.numel() for parameter in self.learner.parameters())
         recipe = dataclasses.asdict(self.recipe) | {"betas": list(self.recipe.betas)}
         del recipe["devices"]  # a training may go on with fewer or more, and says so
+        del recipe["checkpoint_layers"]  # and with less memory: the numbers are the same
         config = getattr(self.learner, "config", dict)()
         learner = json.dumps(config, sort_keys=True, default=str)
         return recipe | {"freeze": list(self.freeze), "weights": weights, "learner": learner}
@@ -290,6 +320,8 @@ class Training(Resumable):
         self.learner, self.recipe, self.freeze = learner, recipe, tuple(freeze)
         for part in self.frozen():
             part.requires_grad_(False)
+        if recipe.checkpoint_layers:
+            set_checkpointing(learner)
         self.average = copy.deepcopy(learner).requires_grad_(False) if recipe.ema else None
         self.step, self.history = 0, History()
 

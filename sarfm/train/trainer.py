@@ -8,6 +8,7 @@ __all__ = ['VALIDATION', 'check_device', 'make_fabric', 'prepare_loaders', 'set_
            'train_epochs', 'show', 'train_rank', 'hear_rank', 'check_batch', 'fit']
 
 # %% ../../nbs/40_train/04_trainer.ipynb #4341951f
+import dataclasses
 import logging
 import math
 import warnings
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader
 from ..io.ranks import Link, gather, run_ranks
 from ..models.draws import ItemGenerator
 from .checkpoints import load_checkpoint, save_checkpoint, seed_at
-from .steps import Training, guarded_step, running_statistics, update_ema
+from .steps import Recipe, Training, guarded_step, running_statistics, update_ema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,9 +176,9 @@ def train_step(
             fabric.backward(loss / recipe.accumulate)
         scalars = {"loss": loss.detach()} | {name: value for name, value in terms.items() if value.numel() == 1}
         parts.append({name: value.float().reshape(()) for name, value in scalars.items()})
-    rate = recipe.rate_at(training.step)
+    rate, decay = recipe.rate_at(training.step), recipe.decay_at(training.step)
     for group in optimiser.param_groups:
-        group["lr"] = rate * group["scale"]
+        group["lr"], group["weight_decay"] = rate * group["scale"], decay if group["weight_decay"] else 0.0
     means = torch.stack([torch.stack([scalars[name] for scalars in parts]).mean() for name in parts[0]])
     row = dict(zip(parts[0], fabric.all_reduce(means), strict=True))
     row["grad_norm"], bad = guarded_step(optimiser, training.learner, row["loss"], before, recipe.clip_norm)
@@ -196,7 +197,7 @@ def check_resume(
     path: Path,  # for the message
 ) -> None:
     """Refuse to continue a training that had other settings."""
-    old = checkpoint["settings"]
+    old = dataclasses.asdict(Recipe()) | checkpoint["settings"]  # fields that it doesn't know yet are at their default
     other = [f"{k}: {old.get(k)!r} there, {settings.get(k)!r} here" for k in settings if old.get(k) != settings.get(k)]
     if other:
         raise ValueError(

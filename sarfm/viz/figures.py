@@ -6,11 +6,14 @@
 __all__ = ['SYMBOLS', 'MASKED', 'MISSING', 'CLASS_COLOURS', 'escape', 'display_limits', 'shown', 'quantity_label',
            'channel_label', 'scene_axes', 'new_figure', 'panel_grid', 'draw', 'show_scene', 'error_limit',
            'error_label', 'show_reconstruction', 'comparison_layers', 'hidden_overlay', 'class_colours',
-           'class_picture', 'show_segmentation', 'show_target', 'show_confusion', 'show_history', 'show_fractions']
+           'class_picture', 'show_segmentation', 'show_target', 'show_tags', 'show_confusion', 'show_history',
+           'show_fractions']
 
 # %% ../../nbs/60_viz/01_figures.ipynb #d0c29287
 import html
 import math
+import textwrap
+from collections.abc import Collection, Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,7 @@ import numpy as np
 import xarray as xr
 from pyproj import CRS
 
+from ..evaluation.label_saving import bounded
 from ..sar import to_db
 from ..scenes.channels import QUANTITIES, split_channel
 from ..scenes.open import channel_names
@@ -373,6 +377,41 @@ def show_target(
     figure.colorbar(picture, label=words.replace(" ()", ""), extend="both", pad=0.01, ax=list(axes.flat))
     return figure
 
+# %% ../../nbs/60_viz/01_figures.ipynb #091aeaac
+def show_tags(
+    scene: xr.Dataset,  # the Scene contract
+    probabilities: Mapping[str, float],  # of each tag, in [0, 1]
+    truth: Collection[str] | None = None,  # the tags that are there; None where nobody knows
+    channel: str | None = None,  # the backscatter beside them; the first channel when None
+) -> "Figure":
+    """Show backscatter and what a model thinks of each tag."""
+    name, known = channel or channel_names(scene)[0], truth or ()
+    if unknown := sorted(set(known) - set(probabilities)):
+        raise ValueError(f"expected tags among {list(probabilities)}; got {unknown}. Take the names of one target")
+    figure = new_figure(8, max(3.0, 0.8 + 0.22 * len(probabilities)))
+    ax, bars = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    values = shown(channel_image(scene, name))[0].values
+    draw(ax, scene, values, display_limits(values))
+    ax.set_title(channel_label(scene, name), fontsize=10)
+    ax.set(**dict(zip(("xlabel", "ylabel"), scene_axes(scene)[1], strict=True)))
+    ax.locator_params(nbins=4)
+    ax.ticklabel_format(useOffset=False, style="plain")
+    ax.tick_params(labelsize=8)
+    _draw_tags(bars, probabilities, known if truth is not None else probabilities)
+    return figure
+
+
+def _draw_tags(ax: "Axes", probabilities: Mapping[str, float], filled: Collection[str]) -> None:
+    """Draw a bar for each tag, the first at the top."""
+    names, places = list(probabilities), range(len(probabilities))[::-1]
+    colours = [CLASS_COLOURS[0] if tag in filled else "white" for tag in names]
+    ax.barh(places, list(probabilities.values()), color=colours, edgecolor=CLASS_COLOURS[0], lw=0.8, height=0.7)
+    ax.set_yticks(places, [textwrap.shorten(tag, 44, placeholder=" …") for tag in names], fontsize=8)
+    ax.tick_params(axis="y", length=0)
+    ax.axvline(0.5, color="0.5", lw=0.8, ls=":")
+    ax.set(xlim=(0, 1), xlabel="probability")
+    ax.spines[["top", "right"]].set_visible(False)
+
 # %% ../../nbs/60_viz/01_figures.ipynb #5b52b0bf
 def show_confusion(
     counts: np.ndarray,  # (K, K) pixels; rows are the truth
@@ -422,11 +461,74 @@ def show_history(
     return figure
 
 # %% ../../nbs/60_viz/01_figures.ipynb #56ccb589
+def _draw_curve(
+    ax: "Axes",
+    rows: "pd.DataFrame",
+    value: str,
+    fraction: str,
+    colour: str,
+    name: str,
+    seeds: "pd.DataFrame | None",
+    shift: float,
+) -> None:
+    """Draw one contestant's scores over labels, with bars, and with a band unless it is shifted aside."""
+    groups = rows.groupby(fraction)
+    mean = groups[value].mean()
+    low = groups["low"].mean() if "low" in rows else groups[value].min()
+    high = groups["high"].mean() if "high" in rows else groups[value].max()
+    x = mean.index.to_numpy(float) * shift
+    if len(x) > 1 and shift == 1:
+        ax.fill([*x, *x[::-1]], [*low, *high[::-1]], color=colour, alpha=0.14, lw=0)
+    spread = [np.maximum(mean - low, 0), np.maximum(high - mean, 0)]
+    ax.errorbar(x, mean, yerr=spread, color=colour, lw=1.8, elinewidth=0.9, capsize=2.5, marker="o", ms=5, label=name)
+    if seeds is not None:
+        ax.scatter(seeds[fraction] * shift, seeds[value], color=colour, s=9, alpha=0.4, lw=0)
+
+# %% ../../nbs/60_viz/01_figures.ipynb #0d7c34f2
+def _draw_saving(
+    ax: "Axes",  # with the curves
+    saving: "pd.DataFrame",  # as `label_saving` makes it, labels in per cent
+) -> None:
+    """Draw what was saved as arrows from few labels to many."""
+    known = [name for name in ("times", "times_low", "times_high") if name in saving]
+    for row in saving.assign(ends=saving[known].to_numpy().tolist()).itertuples():
+        if not row.times > 1 or row.labelled >= row.most:
+            continue
+        few, many = row.labelled / 100, min(row.needed, row.most) / 100
+        style = {"arrowstyle": "-|>", "color": "#333333", "lw": 1.1, "shrinkA": 5, "shrinkB": 0, "mutation_scale": 11}
+        ax.annotate("", (many, row.value), (few, row.value), arrowprops=style, zorder=5)
+        words = [bounded(value, row.least / row.labelled, row.most / row.labelled) for value in row.ends]
+        times = f"{words[0]} ×" if len(words) == 1 else f"{words[0]} × [{words[1]}, {words[2]}]"
+        place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+        halo = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.75}
+        ax.annotate(times, ((few * many) ** 0.5, row.value), fontsize=8, color="#333333", bbox=halo, zorder=6, **place)
+
+# %% ../../nbs/60_viz/01_figures.ipynb #5d350f41
+def _label_ticks(
+    ax: "Axes",  # with the curves
+    results: "pd.DataFrame",  # with the shares
+    fraction: str,  # their column
+) -> None:
+    """Write shares, and how many patches they are, at a logarithmic axis."""
+    ticks = sorted(results[fraction].unique())
+    words = [f"{100 * share:.3g} %" for share in ticks]
+    counted = "labels" in results and results["labels"].notna().all()
+    if counted:
+        number = results.groupby(fraction)["labels"].median()
+        words = [f"{text}\n{number[share]:,.0f}" for text, share in zip(words, ticks, strict=True)]
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, words)
+    ax.minorticks_off()
+    ax.set_xlabel("labelled share of the training patches, and their number" if counted else "labelled share")
+
+# %% ../../nbs/60_viz/01_figures.ipynb #d97ad201
 def show_fractions(
-    results: "pd.DataFrame",  # rows: one per fraction, contestant and seed
+    results: "pd.DataFrame",  # rows: one per fraction and contestant with low and high, or one per seed too
     value: str = "mean_iou",  # the column with the score
     by: str = "contestant",  # the column that names the lines
     fraction: str = "fraction",  # the column with the fraction of labels, in (0, 1]
+    saving: "pd.DataFrame | None" = None,  # as `label_saving` makes it, to be drawn as arrows
+    seeds: "pd.DataFrame | None" = None,  # rows for single trainings, with the same columns, to be drawn as dots
 ) -> "Figure":
     """Show the score over the fraction of labels, with intervals."""
     missing = [c for c in (value, by, fraction) if c not in results.columns]
@@ -434,25 +536,26 @@ def show_fractions(
         raise ValueError(
             f"expected the columns {[value, by, fraction]}; missing {missing} in {list(results.columns)}. Name the columns"
         )
-    figure = new_figure(6.5, 4)
+    figure = new_figure(6.5, 4.2)
     ax = figure.subplots()
+    dots = seeds if seeds is not None or "low" in results else results
     names = list(dict.fromkeys(results[by]))
+    aside = 1.02 if len(names) > 3 else 1.0  # many bands hide each other, and bars in one place
     for number, name in enumerate(names):
-        rows = results[results[by] == name]
-        groups = rows.groupby(fraction)
-        mean = groups[value].mean()
-        low = groups["low"].mean() if "low" in rows else groups[value].min()
-        high = groups["high"].mean() if "high" in rows else groups[value].max()
-        colour, shift = CLASS_COLOURS[number % len(CLASS_COLOURS)], 1.03 ** (number - (len(names) - 1) / 2)
-        spread = [np.maximum(mean - low, 0), np.maximum(high - mean, 0)]
-        ax.errorbar(mean.index * shift, mean, yerr=spread, color=colour, marker="o", ms=5, capsize=3, label=str(name))
-        ax.scatter(rows[fraction] * shift, rows[value], color=colour, s=8, alpha=0.35)
-    ticks = sorted(results[fraction].unique())
-    ax.set_xscale("log")
-    ax.set_xticks(ticks, [f"{t:.0%}" if t >= 0.01 else f"{t:.1%}" for t in ticks])
-    ax.minorticks_off()
-    bars = "interval" if "low" in results.columns else "lowest to highest seed"
-    ax.set(xlabel="fraction of labels", ylabel=f"{value.replace('_', ' ').replace('iou', 'IoU')} (bars: {bars})")
-    ax.grid(alpha=0.3)
-    ax.legend(frameon=False)
+        shift = aside ** (number - (len(names) - 1) / 2)
+        single = None if dots is None else dots[dots[by] == name]
+        colour = CLASS_COLOURS[number % len(CLASS_COLOURS)]
+        _draw_curve(ax, results[results[by] == name], value, fraction, colour, str(name), single, shift)
+    if saving is not None:
+        _draw_saving(ax, saving)
+    _label_ticks(ax, results, fraction)
+    bars = "95 % interval" if "low" in results.columns else "lowest to highest seed"
+    words = value.replace("_", " ").replace(".", " ").replace("iou", "IoU").replace("rmse", "RMSE")
+    ax.set_ylabel(f"{words} ({bars})")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.25, lw=0.6)
+    if len(names) > 3:
+        figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
+    else:
+        ax.legend(frameon=False)
     return figure

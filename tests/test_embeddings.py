@@ -1,0 +1,153 @@
+"""Embeddings of scenes: vectors, stores that go on, and exact search."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from sarfm.evaluation.embeddings import Chips, chip_starts, embed_scene, embedding_vectors, open_embeddings
+from sarfm.evaluation.features import Features
+from sarfm.evaluation.readouts import Scale
+from sarfm.evaluation.search import Directions, find_alike
+from sarfm.models.kinds import build_encoder
+from sarfm.patches.contract import InputContract
+
+
+def contract(side=32):
+    said = {"units": "dB", "quantity": "sigma0", "mean": [-9.0, -15.0], "std": [3.0, 3.0]}
+    return InputContract(channels=["vv", "vh"], patch_size=8, crop_px=side, **said)
+
+
+def scene(height=100, width=75, seed=0):
+    generator = np.random.default_rng(seed)
+    said = {"units": "dB", "quantity": "sigma0"}
+    values = {
+        name: xr.DataArray(generator.normal(-12, 3, (height, width)).astype(np.float32), dims=("y", "x"), attrs=said)
+        for name in ("vv", "vh")
+    }
+    place = {"y": 5e6 - 10.0 * np.arange(height), "x": 4e5 + 10.0 * np.arange(width)}
+    values["valid"] = (("y", "x"), np.ones((height, width), bool))
+    return xr.Dataset(values, coords=place, attrs={"title": "noise"}).rio.write_crs(32633)
+
+
+def encoder_features(pooling="mean"):
+    torch.manual_seed(0)
+    return Features(build_encoder("vit-nano", 2, 8), ("tile",), pooling).eval()
+
+
+def files_of(path):
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class", "statistics"])
+def test_a_vector_is_that_of_its_window(tmp_path, pooling):
+    features, noise = encoder_features(pooling), scene()
+    noise["vv"][:20, :20] = np.nan
+    store = embed_scene(features, contract(), noise, tmp_path / "a.zarr", Chips(stride_px=24, least=0.3, batch=3))
+    image, valid = contract().apply(noise)
+    starts = chip_starts(100, 32, 24), chip_starts(75, 32, 24)
+    assert store["embedding"].shape[:2] == tuple(map(len, starts))
+    for row, y in enumerate(starts[0]):
+        for column, x in enumerate(starts[1]):
+            part, seen = torch.zeros(1, 2, 32, 32), torch.zeros(1, 32, 32, dtype=torch.bool)
+            window = image[:, y : y + 32, x : x + 32]
+            part[0, :, : window.shape[1], : window.shape[2]] = window
+            seen[0, : window.shape[1], : window.shape[2]] = valid[y : y + 32, x : x + 32]
+            assert store["valid_fraction"][row, column] == pytest.approx(float(seen.float().mean()))
+            found = store["embedding"][row, column].values
+            if seen.float().mean() < 0.3:
+                assert np.isnan(found).all()
+            else:
+                assert np.allclose(found, features.extract(part, seen)["tile"][0], atol=1e-5)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("after", [0, 1, 5, 9])
+def test_killed_anywhere_it_goes_on_to_the_same_bytes(tmp_path, int8, after):
+    features, chips, calls = encoder_features(), Chips(stride_px=8, int8=int8, batch=4), []
+    embed_scene(features, contract(), scene(), tmp_path / "whole.zarr", chips)
+    extract = features.extract
+
+    def dies(image, valid=None):
+        calls.append(1)
+        if len(calls) > 1 + after:
+            raise KeyboardInterrupt
+        return extract(image, valid)
+
+    features.extract = dies
+    with pytest.raises(KeyboardInterrupt):
+        embed_scene(features, contract(), scene(), tmp_path / "killed.zarr", chips)
+    features.extract = extract
+    assert not (tmp_path / "killed.zarr").exists()
+    embed_scene(features, contract(), scene(), tmp_path / "killed.zarr", chips)
+    assert files_of(tmp_path / "killed.zarr") == files_of(tmp_path / "whole.zarr")
+
+
+def test_a_store_of_other_weights_or_a_damaged_row_is_not_gone_on_with(tmp_path):
+    chips = Chips(stride_px=16)
+    whole = embed_scene(encoder_features(), contract(), scene(), tmp_path / "a.zarr", chips).load()
+    (tmp_path / "a.zarr").rename(tmp_path / "b.zarr.partial")
+    chunk = tmp_path / "b.zarr.partial" / "embedding" / "c" / "2" / "0" / "0"
+    damaged = bytearray(chunk.read_bytes())
+    damaged[40] ^= 255
+    chunk.write_bytes(bytes(damaged))
+    again = embed_scene(encoder_features(), contract(), scene(), tmp_path / "b.zarr", chips)
+    assert np.array_equal(embedding_vectors(again), embedding_vectors(whole), equal_nan=True)
+    (tmp_path / "b.zarr").rename(tmp_path / "c.zarr.partial")
+    torch.manual_seed(1)
+    other = Features(build_encoder("vit-nano", 2, 8), ("tile",))
+    third = embed_scene(other, contract(), scene(), tmp_path / "c.zarr", chips)
+    assert not np.allclose(embedding_vectors(third)[0], embedding_vectors(whole)[0])
+
+
+def test_search_is_that_of_a_loop():
+    generator = torch.Generator().manual_seed(2)
+    values = torch.nn.functional.normalize(torch.randn(501, 12, generator=generator), dim=1)
+    known = np.arange(501) % 5 != 0
+    values[~known] = 0
+    bank = Directions(values, known, Scale(np.zeros(12), np.ones(12)))
+    for block in (7, 100, 9999):
+        place, cosine = find_alike(bank, values[[1, 2]], 9, block)
+        for row, number in enumerate((1, 2)):
+            slow = sorted((-float(values[number] @ values[k]), k) for k in range(501) if known[k])[:9]
+            assert place[row].tolist() == [k for _, k in slow]
+            assert np.allclose(cosine[row], [-c for c, _ in slow], atol=1e-6)
+
+
+@pytest.mark.soak
+def test_a_large_scene_is_embedded_in_bounded_memory_and_most_of_the_time_in_the_model(tmp_path):
+    import time
+    import tracemalloc
+
+    import dask.array as da
+
+    small = scene(2, 2)
+    lazy = {
+        n: (
+            ("y", "x"),
+            da.random.normal(-12, 3, (10_000, 10_000), chunks=(500, 10_000)).astype(np.float32),
+            small[n].attrs,
+        )
+        for n in ("vv", "vh")
+    }
+    place = {"y": 5e6 - 10.0 * np.arange(10_000), "x": 4e5 + 10.0 * np.arange(10_000)}
+    lazy["valid"] = (("y", "x"), da.ones((10_000, 10_000), chunks=(500, 10_000), dtype=bool))
+    large = xr.Dataset(lazy, coords=place, attrs={"title": "noise"}).rio.write_crs(32633)
+    torch.manual_seed(0)
+    features, inside = Features(build_encoder("vit-small", 2, 16), ("tile",)).eval(), [0.0]
+    extract = features.extract
+
+    def timed(image, valid=None):
+        begin = time.perf_counter()
+        found = extract(image, valid)
+        inside[0] += time.perf_counter() - begin
+        return found
+
+    features.extract = timed
+    wide = contract(224).model_copy(update={"patch_size": 16})
+    tracemalloc.start()
+    begin = time.perf_counter()
+    embed_scene(features, wide, large, tmp_path / "large.zarr")
+    took, most = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1]
+    assert open_embeddings(tmp_path / "large.zarr").sizes["row"] == 45
+    assert most < 600e6 and inside[0] / took > 0.9, (most, inside[0] / took)
