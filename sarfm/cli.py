@@ -27,6 +27,7 @@ def command_line() -> argparse.ArgumentParser:  # every command with its options
     parser = argparse.ArgumentParser(
         "sarfm", description="A Jupyter-first research workbench for SAR foundation models."
     )
+    parser.add_argument("--version", action="version", version=f"sarfm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="execute a run notebook into a folder", description=RUN_HELP)
     run.add_argument(

@@ -38,6 +38,13 @@ def test_help(words):
     assert found.returncode == 0 and found.stdout.startswith("usage: sarfm") and not found.stderr
 
 
+def test_version_as_an_option():
+    import sarfm
+
+    found = run("--version")
+    assert (found.returncode, found.stdout.strip(), found.stderr) == (0, f"sarfm {sarfm.__version__}", "")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
