@@ -29,9 +29,8 @@ demo: setup  ## pretrain, fine-tune and compare on the embedded real scene: minu
 	@$(BIN)/sarfm run pretrain --out demo/pretrain
 	@$(BIN)/sarfm run finetune -p pretrained=demo/pretrain -p 'contestants=["pretrained", "scratch", "unet"]' \
 	    -p rates.scratch=0.003 -p rates.unet=0.003 -p 'fractions=[0.33, 1.0]' -p 'seeds=[0, 1, 2]' --out demo/finetune
-	@printf '\n%s\n' "Done. Open in a browser (no network needed), or in JupyterLab with: make lab"
-	@for path in demo/pretrain/figures/*.html demo/*/figures/*.png demo/*/*.ipynb; do \
-	    if [ -e "$$path" ]; then echo "  $(CURDIR)/$$path"; fi; done
+	@$(BIN)/python -c 'from sarfm.runs.index_page import write_index; write_index("demo")'
+	@printf '\n%s\n  %s\n' "Done. Open in a browser (no network needed):" "$(CURDIR)/demo/index.html"
 
 test: setup  ## everything that must hold; ONLY="lint docs" runs the steps of these names
 	@$(BIN)/python tests/steps.py $(ONLY)

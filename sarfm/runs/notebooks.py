@@ -19,6 +19,7 @@ from typing import Any
 from ..io.files import clear_when_full, lock, write_json
 from ..io.processes import children_wait
 from .folders import RunFolder, check_same_run, read_run
+from .index_page import write_index
 from .inputs import check_inputs
 from .parameters import check_parameters, notebook_path, read_namespace
 
@@ -122,6 +123,7 @@ def run_notebook(
             with clear_when_full(done, running), children_wait():
                 _execute(source, running, values, kernel, progress)
             os.replace(running, done)
+            write_index(folder)
         finally:
             if not done.exists():
                 _mark_failed(folder, values)

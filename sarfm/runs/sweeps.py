@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..io.files import atomic_write
 from ..io.yaml_files import read_yaml
 from .folders import flatten, read_run
+from .index_page import run_folders, write_index
 from .parameters import check_parameters, class_parameters, find_problem
 
 if TYPE_CHECKING:
@@ -274,4 +275,6 @@ def run_sweep(
                 bar.update()
         before += stage
     bar.close()
+    if run_folders(out):
+        write_index(out)
     return sweep_table(sweep, out)
