@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sarfm.io.ranks import run_ranks
 from sarfm.models.dino import DINO
+from sarfm.models.dino_loss import verdict_on
 from sarfm.models.kinds import build, build_encoder, build_method, describe, shown_px
 from sarfm.models.radar_views import FLAT
 from sarfm.models.vit import Encoder
@@ -428,6 +429,15 @@ def test_collapse_is_seen():
         rows.append({name: float(value) for name, value in parts.items()})
         method.stepped(step, 4)
     assert "Collapsed" in method.verdict(pd.DataFrame(rows)) and "all prototypes" in method.verdict(pd.DataFrame(rows))
+
+
+def test_a_low_rank_alone_is_no_collapse():
+    """A small training told images apart by a bit along a line; another came back from one prototype with nothing."""
+    assert verdict_on(2.9, 1.01, 1.4, 64).startswith("No collapse")
+    assert verdict_on(5.8, 0.19, 1.4, 64).startswith("Nearly collapsed")
+    assert verdict_on(0.0, 0.0, 7.0, 64).startswith("Collapsed") and verdict_on(6.0, 0.0, 1.0, 64).startswith(
+        "Collapsed"
+    )
 
 
 def test_flat_views_need_no_units():

@@ -107,7 +107,7 @@ def verdict_on(
     if information < 0.1:
         how = "all prototypes" if entropy > 0.5 * math.log2(prototypes) else "the same few prototypes"
         return f"Collapsed: the teacher says {how} about every image ({numbers}). Do not use this encoder."
-    if rank < 1.5:
+    if rank < 1.5 and information < 0.5:
         return f"Nearly collapsed: the features of all images lie on one line ({numbers}). Do not trust this encoder."
     return f"No collapse: the teacher tells images apart ({numbers})."
 
