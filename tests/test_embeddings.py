@@ -1,5 +1,11 @@
 """Embeddings of scenes: vectors, stores that go on, and exact search."""
 
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -114,40 +120,73 @@ def test_search_is_that_of_a_loop():
             assert np.allclose(cosine[row], [-c for c, _ in slow], atol=1e-6)
 
 
-@pytest.mark.soak
-def test_a_large_scene_is_embedded_in_bounded_memory_and_most_of_the_time_in_the_model(tmp_path):
-    import time
-    import tracemalloc
+EMBED_IN_CHILD = """
+import json, resource, sys, time
+import torch, xarray as xr
+sys.path.insert(0, sys.argv[1])
+from test_embeddings import contract, large_features
+from sarfm.evaluation.embeddings import embed_scene
 
-    import dask.array as da
+features, inside = large_features(), [0.0, 0.0]
+extract = features.extract
 
-    small = scene(2, 2)
-    lazy = {
-        n: (
-            ("y", "x"),
-            da.random.normal(-12, 3, (10_000, 10_000), chunks=(500, 10_000)).astype(np.float32),
-            small[n].attrs,
-        )
-        for n in ("vv", "vh")
-    }
-    place = {"y": 5e6 - 10.0 * np.arange(10_000), "x": 4e5 + 10.0 * np.arange(10_000)}
-    lazy["valid"] = (("y", "x"), da.ones((10_000, 10_000), chunks=(500, 10_000), dtype=bool))
-    large = xr.Dataset(lazy, coords=place, attrs={"title": "noise"}).rio.write_crs(32633)
+def timed(image, valid=None):
+    begin = time.perf_counter(), time.process_time()
+    found = extract(image, valid)
+    inside[0] += time.perf_counter() - begin[0]
+    inside[1] += time.process_time() - begin[1]
+    return found
+
+features.extract = timed
+wide = contract(224).model_copy(update={"patch_size": 16})
+scene = xr.open_zarr(sys.argv[2], decode_coords="all")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+begin = time.perf_counter(), time.process_time()
+embed_scene(features, wide, scene, sys.argv[3])
+took = time.perf_counter() - begin[0], time.process_time() - begin[1]
+most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"wall_s": took[0], "cpu_s": took[1], "wall": inside[0] / took[0], "cpu": inside[1] / took[1], "grew_mb": (most - before) / 1024, "peak_mb": most / 1024}))
+"""
+
+
+def large_features():
     torch.manual_seed(0)
-    features, inside = Features(build_encoder("vit-small", 2, 16), ("tile",)).eval(), [0.0]
-    extract = features.extract
+    return Features(build_encoder("vit-small", 2, 16), ("tile",)).eval()
 
-    def timed(image, valid=None):
-        begin = time.perf_counter()
-        found = extract(image, valid)
-        inside[0] += time.perf_counter() - begin
-        return found
 
-    features.extract = timed
-    wide = contract(224).model_copy(update={"patch_size": 16})
-    tracemalloc.start()
-    begin = time.perf_counter()
-    embed_scene(features, wide, large, tmp_path / "large.zarr")
-    took, most = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1]
-    assert open_embeddings(tmp_path / "large.zarr").sizes["row"] == 45
-    assert most < 600e6 and inside[0] / took > 0.9, (most, inside[0] / took)
+def large_scene(path, side):
+    """Write a scene of one tile of noise again and again, a little brighter from band to band, as Zarr."""
+    noise = scene(1000, 1000)
+    for row in range(0, side, 1000):
+        band = noise.isel(x=np.arange(side) % 1000)
+        band["vv"] = band["vv"] + np.float32(row / 2000)
+        band["vv"].attrs |= noise["vv"].attrs
+        band = band.assign_coords(x=4e5 + 10.0 * np.arange(side), y=5e6 - 10.0 * (row + np.arange(1000)))
+        encoding = {n: {"chunks": (1000, 1000)} for n in ("vv", "vh", "valid")}
+        if row:
+            band.drop_vars("spatial_ref").to_zarr(path, append_dim="y", consolidated=False)
+        else:
+            band.to_zarr(path, encoding=encoding, consolidated=False)
+
+
+@pytest.mark.soak
+def test_a_large_scene_is_embedded_in_bounded_memory_most_of_the_time_in_the_model_and_survives_kill_9(tmp_path):
+    large_scene(tmp_path / "scene.zarr", 10_000)
+    here = str(Path(__file__).parent)
+    ask = lambda out: [sys.executable, "-c", EMBED_IN_CHILD, here, str(tmp_path / "scene.zarr"), str(tmp_path / out)]
+    told = json.loads(subprocess.run(ask("whole.zarr"), check=True, capture_output=True, text=True).stdout)
+    print(told)
+    assert open_embeddings(tmp_path / "whole.zarr").sizes["row"] == 45
+    assert told["grew_mb"] < 600 and told["cpu"] > 0.9, told
+    killed = subprocess.Popen(ask("killed.zarr"), stdout=subprocess.DEVNULL)
+    rows = tmp_path / "killed.zarr.partial" / "valid_fraction" / "c"
+    while not (rows / "11").is_dir():
+        assert killed.poll() is None, "it ended before it was killed"
+        time.sleep(0.05)
+    killed.kill()  # SIGKILL
+    killed.wait()
+    assert not (tmp_path / "killed.zarr").exists()
+    again = json.loads(subprocess.run(ask("killed.zarr"), check=True, capture_output=True, text=True).stdout)
+    print(again)
+    assert again["cpu_s"] < 0.95 * told["cpu_s"], "it went on instead of beginning anew"
+    assert files_of(tmp_path / "killed.zarr") == files_of(tmp_path / "whole.zarr")
