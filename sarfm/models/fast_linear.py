@@ -65,13 +65,13 @@ def linear(
     bias: Tensor | None = None,  # (O,)
 ) -> Tensor:  # (..., O)
     """Multiply as `torch.nn.functional.linear` does, by the faster library."""
+    if x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"expected {weight.shape[1]} values in the last dimension, got {tuple(x.shape)}")
     plain = (
         _PRODUCT is None or x.dtype is not torch.float32 or x.device.type != "cpu" or weight.dtype is not torch.float32
     )
     if plain or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or x.dim() < 2 or not x.numel():
         return F.linear(x, weight, bias)
-    if x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"expected {weight.shape[1]} values in the last dimension, got {tuple(x.shape)}")
     return _Product.apply(x, weight, bias)
 
 
