@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy
 import torch
 import xarray as xr
 
+from sarfm.evaluation.distances import DISTANCES, correlation, distance_to, errors_by_distance
 from sarfm.evaluation.embeddings import Chips, chip_starts, embed_scene, embedding_vectors, open_embeddings
 from sarfm.evaluation.features import Features
 from sarfm.evaluation.readouts import Scale
@@ -139,7 +141,7 @@ def timed(image, valid=None):
 
 features.extract = timed
 wide = contract(224).model_copy(update={"patch_size": 16})
-scene = xr.open_zarr(sys.argv[2], decode_coords="all")
+scene = xr.open_zarr(sys.argv[2], decode_coords="all", consolidated=False)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 begin = time.perf_counter(), time.process_time()
 embed_scene(features, wide, scene, sys.argv[3])
@@ -190,3 +192,51 @@ def test_a_large_scene_is_embedded_in_bounded_memory_most_of_the_time_in_the_mod
     print(again)
     assert again["cpu_s"] < 0.95 * told["cpu_s"], "it went on instead of beginning anew"
     assert files_of(tmp_path / "killed.zarr") == files_of(tmp_path / "whole.zarr")
+
+
+@pytest.mark.parametrize("kind", DISTANCES)
+def test_distance_is_that_of_scipy(kind):
+    generator = np.random.default_rng(4)
+    reference = (generator.normal(size=(60, 6)) @ generator.normal(size=(6, 6)) + 3).astype(np.float32)
+    tiles = (generator.normal(size=(9, 6)) * 4).astype(np.float32)
+    x, within = ((v - reference.mean(0)) / reference.std(0) for v in (tiles, reference))
+    inverse = np.linalg.inv(0.8 * within.T @ within / 60 + 0.2 * np.eye(6))
+    slow = {
+        "centroid": [scipy.spatial.distance.euclidean(v, np.zeros(6)) for v in x],
+        "mahalanobis": [scipy.spatial.distance.mahalanobis(v, np.zeros(6), inverse) for v in x],
+        "nearest": np.sort(scipy.spatial.distance.cdist(x, within), 1)[:, :3].mean(1),
+    }
+    found = distance_to(tiles, reference, kind, shrinkage=0.2, neighbours=3)
+    assert np.allclose(found, np.array(slow[kind]) / 6**0.5, rtol=1e-4)
+    assert np.allclose(distance_to(1000 * tiles, 1000 * reference, kind, 0.2, 3), found, rtol=1e-3), "no unit counts"
+
+
+def test_correlation_is_that_of_scipy_and_its_interval_draws_whole_regions():
+    generator = np.random.default_rng(5)
+    region = np.repeat(list("abcdefgh"), 25)
+    level = np.repeat(generator.normal(size=8), 25)
+    x, y = level + 0.1 * generator.normal(size=200), level**3 + 0.1 * generator.normal(size=200)
+    tiles, regions = correlation(x, y), correlation(x, y, region)
+    for found in (tiles, regions):
+        assert found.pearson.value == pytest.approx(scipy.stats.pearsonr(x, y)[0])
+        assert found.spearman.value == pytest.approx(scipy.stats.spearmanr(x, y)[0])
+    draws = np.random.default_rng(0).multinomial(8, np.full(8, 1 / 8), size=1000)  # by hand, region by region
+    rows = [np.concatenate([np.flatnonzero(region == n) for n, k in zip("abcdefgh", d, strict=True) for _ in range(k)]) for d in draws]  # fmt: skip
+    slow = np.quantile([scipy.stats.spearmanr(x[r], y[r])[0] for r in rows], [0.025, 0.975])
+    assert np.allclose(regions.spearman[1:], slow) and (tiles.units, regions.units) == (200, 8)
+    assert np.ptp(regions.spearman[1:]) > 2 * np.ptp(tiles.spearman[1:])
+    assert np.isnan(correlation(x, y, np.zeros(200)).spearman.low), "one region says nothing of others"
+
+
+def test_distances_and_errors_that_cannot_be_compared_are_refused():
+    x = np.arange(9.0).reshape(9, 1)
+    for wrong, what in (
+        (lambda: distance_to(x, x, "cosine"), "cosine"),
+        (lambda: distance_to(x * np.nan, x), "finite"),
+        (lambda: distance_to(x, x, "nearest", neighbours=10), "1 to 9 neighbours"),
+        (lambda: correlation(x[:, 0], x[:, 0] * np.nan), "not finite"),
+        (lambda: correlation(x[:2, 0], x[:2, 0]), "3 tiles"),
+        (lambda: errors_by_distance(x[:, 0], x[:, 0], 10), "2 to 9 bins"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            wrong()

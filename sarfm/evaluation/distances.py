@@ -39,7 +39,8 @@ def distance_to(
     neighbours: int = 10,  # reference tiles that are averaged over, 1 to m
 ) -> np.ndarray:  # (n,) in standard deviations of the reference, per feature
     """Measure how far tiles lie from a region in feature space."""
-    if kind not in DISTANCES or not 0 < shrinkage <= 1 or not 1 <= neighbours <= len(reference):
+    enough = kind != "nearest" or 1 <= neighbours <= len(reference)
+    if kind not in DISTANCES or not 0 < shrinkage <= 1 or not enough:
         raise ValueError(
             f"expected a kind of {', '.join(DISTANCES)}, shrinkage in (0, 1] and 1 to {len(reference)} neighbours;"
             f" got {kind!r}, {shrinkage}, {neighbours}. Change them"
