@@ -268,6 +268,15 @@ def test_nothing_but_the_checkpoint_is_written(tmp_path, capfd):
     assert printed.out == "" and printed.err == ""
 
 
+def test_a_processor_that_imitates_bfloat16_says_so(tmp_path, monkeypatch):
+    for supported in (True, False):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=supported: supported)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            run(regression(steps=10, precision="bf16-mixed"), numbers(16), tmp_path / str(supported))
+        assert ["no instructions for bfloat16" in str(each.message) for each in said].count(True) == (not supported)
+
+
 def test_bf16_trains(tmp_path):
     history = run(regression(steps=100, precision="bf16-mixed"), numbers(16), tmp_path)
     assert history["loss"].tail(10).mean() < 0.5 * history["loss"].head(10).mean()
