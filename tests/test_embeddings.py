@@ -11,12 +11,14 @@ import pytest
 import scipy
 import torch
 import xarray as xr
+from sklearn.metrics import balanced_accuracy_score, silhouette_samples
 
 from sarfm.evaluation.distances import DISTANCES, correlation, distance_to, errors_by_distance
 from sarfm.evaluation.embeddings import Chips, chip_starts, embed_scene, embedding_vectors, open_embeddings
 from sarfm.evaluation.features import Features
 from sarfm.evaluation.readouts import Scale
 from sarfm.evaluation.search import Directions, find_alike
+from sarfm.evaluation.separation import READERS, given_regions, region_separation, silhouettes
 from sarfm.models.kinds import build_encoder
 from sarfm.patches.contract import InputContract
 
@@ -240,3 +242,28 @@ def test_distances_and_errors_that_cannot_be_compared_are_refused():
     ):
         with pytest.raises(ValueError, match=what):
             wrong()
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_regions_apart_are_told_and_regions_alike_are_at_chance(reader):
+    generator = np.random.default_rng(6)
+    names = np.repeat(["far", "here", "there"], [50, 90, 70])
+    noise, way = generator.normal(size=(210, 10)), np.eye(3, 10)[np.unique(names, return_inverse=True)[1]]
+    alike, apart = (region_separation(noise + step * way, names, reader) for step in (0, 6))
+    assert alike.accuracy.low < alike.chance == 1 / 3 < alike.accuracy.high and abs(alike.silhouette.value) < 0.05
+    assert apart.accuracy.value > 0.97 and apart.silhouette.low > 0.1
+    given = given_regions(noise + 2 * way, names, reader)
+    found = region_separation(noise + 2 * way, names, reader)
+    assert found.accuracy.value == pytest.approx(balanced_accuracy_score(names, given))
+    assert found.accuracy.low < found.accuracy.value < found.accuracy.high
+    assert np.allclose(silhouettes(noise + way, names), silhouette_samples(noise + way, names))
+
+
+def test_a_tile_that_is_asked_has_no_say():
+    generator = np.random.default_rng(7)
+    noise = generator.normal(size=(120, 200))  # more features than tiles: what is learnt from is always right
+    names = generator.permutation(np.repeat(["a", "b"], 60))
+    for reader in READERS:
+        assert (given_regions(noise, names, reader) == names).mean() < 0.65
+    with pytest.raises(ValueError, match="at least 5 tiles"):
+        given_regions(noise, np.repeat(["a", "b"], [117, 3]))
