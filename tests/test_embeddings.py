@@ -1,14 +1,24 @@
 """Embeddings of scenes: vectors, stores that go on, and exact search."""
 
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
+import scipy
 import torch
 import xarray as xr
+from sklearn.metrics import balanced_accuracy_score, silhouette_samples
 
+from sarfm.evaluation.distances import DISTANCES, correlation, distance_to, errors_by_distance
 from sarfm.evaluation.embeddings import Chips, chip_starts, embed_scene, embedding_vectors, open_embeddings
 from sarfm.evaluation.features import Features
 from sarfm.evaluation.readouts import Scale
 from sarfm.evaluation.search import Directions, find_alike
+from sarfm.evaluation.separation import READERS, given_regions, region_separation, silhouettes
 from sarfm.models.kinds import build_encoder
 from sarfm.patches.contract import InputContract
 
@@ -114,40 +124,146 @@ def test_search_is_that_of_a_loop():
             assert np.allclose(cosine[row], [-c for c, _ in slow], atol=1e-6)
 
 
-@pytest.mark.soak
-def test_a_large_scene_is_embedded_in_bounded_memory_and_most_of_the_time_in_the_model(tmp_path):
-    import time
-    import tracemalloc
+EMBED_IN_CHILD = """
+import json, resource, sys, time
+import torch, xarray as xr
+sys.path.insert(0, sys.argv[1])
+from test_embeddings import contract, large_features
+from sarfm.evaluation.embeddings import embed_scene
 
-    import dask.array as da
+features, inside = large_features(), [0.0, 0.0]
+extract = features.extract
 
-    small = scene(2, 2)
-    lazy = {
-        n: (
-            ("y", "x"),
-            da.random.normal(-12, 3, (10_000, 10_000), chunks=(500, 10_000)).astype(np.float32),
-            small[n].attrs,
-        )
-        for n in ("vv", "vh")
-    }
-    place = {"y": 5e6 - 10.0 * np.arange(10_000), "x": 4e5 + 10.0 * np.arange(10_000)}
-    lazy["valid"] = (("y", "x"), da.ones((10_000, 10_000), chunks=(500, 10_000), dtype=bool))
-    large = xr.Dataset(lazy, coords=place, attrs={"title": "noise"}).rio.write_crs(32633)
+def timed(image, valid=None):
+    begin = time.perf_counter(), time.process_time()
+    found = extract(image, valid)
+    inside[0] += time.perf_counter() - begin[0]
+    inside[1] += time.process_time() - begin[1]
+    return found
+
+features.extract = timed
+wide = contract(224).model_copy(update={"patch_size": 16})
+scene = xr.open_zarr(sys.argv[2], decode_coords="all", consolidated=False)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+begin = time.perf_counter(), time.process_time()
+embed_scene(features, wide, scene, sys.argv[3])
+took = time.perf_counter() - begin[0], time.process_time() - begin[1]
+most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"wall_s": took[0], "cpu_s": took[1], "wall": inside[0] / took[0], "cpu": inside[1] / took[1], "grew_mb": (most - before) / 1024, "peak_mb": most / 1024}))
+"""
+
+
+def large_features():
     torch.manual_seed(0)
-    features, inside = Features(build_encoder("vit-small", 2, 16), ("tile",)).eval(), [0.0]
-    extract = features.extract
+    return Features(build_encoder("vit-small", 2, 16), ("tile",)).eval()
 
-    def timed(image, valid=None):
-        begin = time.perf_counter()
-        found = extract(image, valid)
-        inside[0] += time.perf_counter() - begin
-        return found
 
-    features.extract = timed
-    wide = contract(224).model_copy(update={"patch_size": 16})
-    tracemalloc.start()
-    begin = time.perf_counter()
-    embed_scene(features, wide, large, tmp_path / "large.zarr")
-    took, most = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1]
-    assert open_embeddings(tmp_path / "large.zarr").sizes["row"] == 45
-    assert most < 600e6 and inside[0] / took > 0.9, (most, inside[0] / took)
+def large_scene(path, side):
+    """Write a scene of one tile of noise again and again, a little brighter from band to band, as Zarr."""
+    noise = scene(1000, 1000)
+    for row in range(0, side, 1000):
+        band = noise.isel(x=np.arange(side) % 1000)
+        band["vv"] = band["vv"] + np.float32(row / 2000)
+        band["vv"].attrs |= noise["vv"].attrs
+        band = band.assign_coords(x=4e5 + 10.0 * np.arange(side), y=5e6 - 10.0 * (row + np.arange(1000)))
+        encoding = {n: {"chunks": (1000, 1000)} for n in ("vv", "vh", "valid")}
+        if row:
+            band.drop_vars("spatial_ref").to_zarr(path, append_dim="y", consolidated=False)
+        else:
+            band.to_zarr(path, encoding=encoding, consolidated=False)
+
+
+@pytest.mark.soak
+def test_a_large_scene_is_embedded_in_bounded_memory_most_of_the_time_in_the_model_and_survives_kill_9(tmp_path):
+    large_scene(tmp_path / "scene.zarr", 10_000)
+    here = str(Path(__file__).parent)
+    ask = lambda out: [sys.executable, "-c", EMBED_IN_CHILD, here, str(tmp_path / "scene.zarr"), str(tmp_path / out)]
+    told = json.loads(subprocess.run(ask("whole.zarr"), check=True, capture_output=True, text=True).stdout)
+    print(told)
+    assert open_embeddings(tmp_path / "whole.zarr").sizes["row"] == 45
+    assert told["grew_mb"] < 600 and told["cpu"] > 0.9, told
+    killed = subprocess.Popen(ask("killed.zarr"), stdout=subprocess.DEVNULL)
+    rows = tmp_path / "killed.zarr.partial" / "valid_fraction" / "c"
+    while not (rows / "11").is_dir():
+        assert killed.poll() is None, "it ended before it was killed"
+        time.sleep(0.05)
+    killed.kill()  # SIGKILL
+    killed.wait()
+    assert not (tmp_path / "killed.zarr").exists()
+    again = json.loads(subprocess.run(ask("killed.zarr"), check=True, capture_output=True, text=True).stdout)
+    print(again)
+    assert again["cpu_s"] < 0.95 * told["cpu_s"], "it went on instead of beginning anew"
+    assert files_of(tmp_path / "killed.zarr") == files_of(tmp_path / "whole.zarr")
+
+
+@pytest.mark.parametrize("kind", DISTANCES)
+def test_distance_is_that_of_scipy(kind):
+    generator = np.random.default_rng(4)
+    reference = (generator.normal(size=(60, 6)) @ generator.normal(size=(6, 6)) + 3).astype(np.float32)
+    tiles = (generator.normal(size=(9, 6)) * 4).astype(np.float32)
+    x, within = ((v - reference.mean(0)) / reference.std(0) for v in (tiles, reference))
+    inverse = np.linalg.inv(0.8 * within.T @ within / 60 + 0.2 * np.eye(6))
+    slow = {
+        "centroid": [scipy.spatial.distance.euclidean(v, np.zeros(6)) for v in x],
+        "mahalanobis": [scipy.spatial.distance.mahalanobis(v, np.zeros(6), inverse) for v in x],
+        "nearest": np.sort(scipy.spatial.distance.cdist(x, within), 1)[:, :3].mean(1),
+    }
+    found = distance_to(tiles, reference, kind, shrinkage=0.2, neighbours=3)
+    assert np.allclose(found, np.array(slow[kind]) / 6**0.5, rtol=1e-4)
+    assert np.allclose(distance_to(1000 * tiles, 1000 * reference, kind, 0.2, 3), found, rtol=1e-3), "no unit counts"
+
+
+def test_correlation_is_that_of_scipy_and_its_interval_draws_whole_regions():
+    generator = np.random.default_rng(5)
+    region = np.repeat(list("abcdefgh"), 25)
+    level = np.repeat(generator.normal(size=8), 25)
+    x, y = level + 0.1 * generator.normal(size=200), level**3 + 0.1 * generator.normal(size=200)
+    tiles, regions = correlation(x, y), correlation(x, y, region)
+    for found in (tiles, regions):
+        assert found.pearson.value == pytest.approx(scipy.stats.pearsonr(x, y)[0])
+        assert found.spearman.value == pytest.approx(scipy.stats.spearmanr(x, y)[0])
+    draws = np.random.default_rng(0).multinomial(8, np.full(8, 1 / 8), size=1000)  # by hand, region by region
+    rows = [np.concatenate([np.flatnonzero(region == n) for n, k in zip("abcdefgh", d, strict=True) for _ in range(k)]) for d in draws]  # fmt: skip
+    slow = np.quantile([scipy.stats.spearmanr(x[r], y[r])[0] for r in rows], [0.025, 0.975])
+    assert np.allclose(regions.spearman[1:], slow) and (tiles.units, regions.units) == (200, 8)
+    assert np.ptp(regions.spearman[1:]) > 2 * np.ptp(tiles.spearman[1:])
+    assert np.isnan(correlation(x, y, np.zeros(200)).spearman.low), "one region says nothing of others"
+
+
+def test_distances_and_errors_that_cannot_be_compared_are_refused():
+    x = np.arange(9.0).reshape(9, 1)
+    for wrong, what in (
+        (lambda: distance_to(x, x, "cosine"), "cosine"),
+        (lambda: distance_to(x * np.nan, x), "finite"),
+        (lambda: distance_to(x, x, "nearest", neighbours=10), "1 to 9 neighbours"),
+        (lambda: correlation(x[:, 0], x[:, 0] * np.nan), "not finite"),
+        (lambda: correlation(x[:2, 0], x[:2, 0]), "3 tiles"),
+        (lambda: errors_by_distance(x[:, 0], x[:, 0], 10), "2 to 9 bins"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            wrong()
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_regions_apart_are_told_and_regions_alike_are_at_chance(reader):
+    generator = np.random.default_rng(6)
+    names = np.repeat(["far", "here", "there"], [50, 90, 70])
+    noise, way = generator.normal(size=(210, 10)), np.eye(3, 10)[np.unique(names, return_inverse=True)[1]]
+    alike, apart = (region_separation(noise + step * way, names, reader) for step in (0, 6))
+    assert alike.accuracy.low < alike.chance == 1 / 3 < alike.accuracy.high and abs(alike.silhouette.value) < 0.05
+    assert apart.accuracy.value > 0.97 and apart.silhouette.low > 0.1
+    given = given_regions(noise + 2 * way, names, reader)
+    found = region_separation(noise + 2 * way, names, reader)
+    assert found.accuracy.value == pytest.approx(balanced_accuracy_score(names, given))
+    assert found.accuracy.low < found.accuracy.value < found.accuracy.high
+    assert np.allclose(silhouettes(noise + way, names), silhouette_samples(noise + way, names))
+
+
+def test_a_tile_that_is_asked_has_no_say():
+    generator = np.random.default_rng(7)
+    noise = generator.normal(size=(120, 200))  # more features than tiles: what is learnt from is always right
+    names = generator.permutation(np.repeat(["a", "b"], 60))
+    for reader in READERS:
+        assert (given_regions(noise, names, reader) == names).mean() < 0.65
+    with pytest.raises(ValueError, match="at least 5 tiles"):
+        given_regions(noise, np.repeat(["a", "b"], [117, 3]))
