@@ -48,7 +48,7 @@ td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
 figure { margin: 0 0 1.4rem } img { max-width: 100%; background: #fff; border-radius: 4px }
 figcaption { color: var(--soft); font-size: .9rem }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem }
-.card { border: 1px solid var(--line); border-radius: 6px; padding: .8rem; background: var(--back) }
+.card { border: 1px solid var(--line); border-radius: 6px; padding: .8rem; background: var(--back); min-width: 0; overflow-wrap: anywhere }
 .card img { display: block; margin: .5rem auto; max-height: 12rem }
 pre { background: var(--back); padding: .8rem; overflow-x: auto; font-size: .85rem }
 """
