@@ -484,7 +484,7 @@ def test_the_page_of_predictions_shows_two_models_and_their_errors(page, tmp_pat
     from sarfm.datasets.catalog import open_dataset
     from sarfm.viz.prediction_page import export_predictions
 
-    tile = next(s for s in open_dataset("land_simulated").values() if s.attrs["region"] == "europe")
+    tile = open_dataset("land_simulated")["europe/00000"]
     hostile = "</script><img src=x onerror=window.pwned=1>"
     guesses = {"near": tile[["land_cover"]].roll(x=2), hostile: tile[["land_cover"]].roll(x=12)}
     file = export_predictions(tile, guesses, tmp_path / "page.html", note="rolled")
