@@ -855,6 +855,15 @@ REVIEWED = {
 }
 
 
+# Parts of a page below the figures, which its own functions have escaped or quoted; test_index_page holds hostile text to it.
+REVIEWED_IN = {
+    "index_page.py": {
+        "head", "text", "quote(name)", "name", "words", "error", "way", "_lead(record)", "image", "_rows(results)", "rows",
+        "len(asked)", "_rows(asked)", "shown", "done", "len(inner)", "cards",
+    },
+}  # fmt: skip
+
+
 def unescaped(path):
     """Name what a module puts into HTML without `escape`."""
     found = []
@@ -868,7 +877,12 @@ def unescaped(path):
             continue
         for part in (v for v in node.values if isinstance(v, ast.FormattedValue)):
             text, number = ast.unparse(part.value), part.format_spec is not None
-            if not (number or text.startswith("escape(") or text.isupper() or text in REVIEWED):
+            if not (
+                number
+                or text.startswith("escape(")
+                or text.isupper()
+                or text in REVIEWED | REVIEWED_IN.get(path.name, set())
+            ):
                 found.append(f"{path.name}:{node.lineno} {text}")
     return found
 
