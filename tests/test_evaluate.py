@@ -190,6 +190,7 @@ def test_mended_files_are_scored_and_the_others_named(asked):
     assert made == figures | {
         "evaluate.ipynb",
         "evaluate.json",
+        "index.html",
         "not_scored.parquet",
         "run.json",
         "scores.parquet",
